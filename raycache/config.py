@@ -1,0 +1,138 @@
+"""Settings: values only, no components and no I/O beyond reading them.
+
+Precedence, strongest first: arguments, ``RAYCACHE_*`` environment variables, a TOML file
+(``RAYCACHE_CONFIG``, else ``~/.config/raycache/config.toml``), the defaults below.
+Sizes may be written as ``"8GB"``, ``"512MiB"`` or, where a share makes sense, ``"40%"``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from raycache.errors import InvalidInput
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*$")
+_SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*$")
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``"300 KiB"``, ``"8GB"`` or a plain number.
+
+    Raises InvalidInput when the text is no size.
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.match(text)
+    unit = match and _UNITS.get(match.group(2).lower())
+    if not match or not unit:
+        raise InvalidInput(f"{text!r} is not a size; write for example 512MiB or 8GB")
+    return int(float(match.group(1)) * unit)
+
+
+def parse_memory(text: str | int, total_bytes: int) -> int:
+    """Bytes of a size, or of a share such as ``"40%"`` of ``total_bytes``.
+
+    Raises InvalidInput when the text is neither, or the share is over 100 %.
+    """
+    share = _SHARE.match(text) if isinstance(text, str) else None
+    if share is None:
+        return parse_size(text)
+    percent = float(share.group(1))
+    if percent > 100:
+        raise InvalidInput(f"{text!r}: a share of the object store is at most 100%")
+    return int(total_bytes * percent / 100)
+
+
+def _check_memory(text: str | int) -> str | int:
+    parse_memory(text, 0)
+    return text
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("RAYCACHE_CONFIG", "~/.config/raycache/config.toml")).expanduser()
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "raycache"
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Memory = Annotated[str | int, AfterValidator(_check_memory)]
+Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class Settings(BaseSettings):
+    """What a cache is made with. Frozen and picklable: master, workers and gateways get it as an argument."""
+
+    model_config = SettingsConfigDict(env_prefix="RAYCACHE_", frozen=True, extra="ignore")
+
+    address: str | None = None
+    """Ray cluster to join, ``host:port``; None finds the one on this machine."""
+    namespace: str = "raycache"
+    """Ray namespace of the cache's actors; two caches on one cluster need two."""
+    state_dir: Directory = Field(default_factory=_default_state_dir)
+    """Catalog, mount records and logs. Created with mode 0700."""
+    mem: Memory = "40%"
+    """What each worker may keep in plasma: a size, or a share of its node's object store. Above about half,
+    Ray begins to spill."""
+    block_bytes: Size = 32 * 2**20
+    """Size of a block: small files are packed up to it, large ones are cut into it."""
+    fetch_concurrency: int = Field(default=32, ge=1, le=1024)
+    """Requests to the under file system that one worker has under way."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """How long to wait for Ray, and for an under file system to accept a connection."""
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    """Deadline of one request to an under file system, retries included."""
+    read_timeout_s: float = Field(default=120.0, gt=0)
+    """Deadline of one read through the cache, whatever dies meanwhile; then the reader gets an error."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings with ``overrides`` on top; an override of None leaves the value alone.
+
+    Raises InvalidInput for an unknown name or a value that does not fit, and says where it came from.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    unknown = sorted(set(given) - set(Settings.model_fields))
+    if unknown:
+        known = ", ".join(sorted(Settings.model_fields))
+        raise InvalidInput(f"no setting named {', '.join(unknown)}; there are {known}")
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(
+            f"setting {name} = {first['input']!r}: {first['msg']} "
+            f"(from an argument, RAYCACHE_{name.upper()} or {_config_file()})"
+        ) from error

@@ -1,0 +1,26 @@
+"""Placement: which worker owns a block. Weighted rendezvous hashing, computed by every client alike.
+
+Each worker scores each block; the highest score owns it and the second highest is asked when the owner is away.
+A worker that joins or leaves moves only its own share (Thaler and Ravishankar, "Using name-based mappings to increase
+hit rates", 1998). The logarithmic weighting keeps that property for unequal workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import xxhash
+
+from raycache.core.values import Worker
+
+
+def rank(block_id: bytes, workers: Sequence[Worker]) -> list[Worker]:
+    """Workers in the order in which to ask them for a block; the first is its owner."""
+    return sorted(workers, key=lambda worker: (-_score(block_id, worker), worker.worker_id))
+
+
+def _score(block_id: bytes, worker: Worker) -> float:
+    digest = xxhash.xxh3_64_intdigest(block_id + worker.worker_id.encode())
+    # (0, 1]: adding one keeps the logarithm finite.
+    return worker.capacity_bytes / -math.log((digest + 1) / (2**64 + 1))

@@ -1,0 +1,113 @@
+"""Values that cross process borders. Frozen; no behaviour beyond naming their parts."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named source. Holds no secret: credentials stay in master and workers."""
+
+    name: str
+    source: str
+    """URI without a trailing slash, e.g. ``s3://bucket/train``."""
+    root_id: int
+    """Directory id of its root."""
+    attached_ns: int
+    """When it was attached; stands in as the mtime of its directories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A live worker as placement sees it."""
+
+    worker_id: str
+    """Ray node id, hexadecimal."""
+    capacity_bytes: int
+    """What it may keep; its weight."""
+    local: bool = False
+    """On the node of whoever asked: its blocks can be mapped without a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A contiguous piece of one file inside a block: the unit of a request to the under file system."""
+
+    path: str
+    """Path inside the dataset."""
+    etag: str
+    """Version that was listed; empty when the under file system has none."""
+    file_offset: int
+    block_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """All that a worker needs to make a block, so that it needs no manifest."""
+
+    block_id: bytes
+    dataset: str
+    size_bytes: int
+    parts: tuple[Part, ...]
+    """Ordered by ``block_offset``, without gaps. Empty files have no part."""
+
+    def pack(self) -> bytes:
+        """Bytes to send. A client packs a plan once and a worker unpacks it once, however many reads carry it."""
+        return pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)
+
+    @staticmethod
+    def unpack(packed: bytes) -> BlockPlan:
+        """The plan that ``pack`` packed."""
+        plan: BlockPlan = pickle.loads(packed)
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """One read from a block."""
+
+    block_id: bytes
+    packed_plan: bytes
+    """A packed BlockPlan, in case the worker has not got the block yet."""
+    offset: int
+    length: int
+    whole: bool
+    """The client can map the block or wants all of it; else only the range is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A complete block."""
+
+    view: memoryview
+    """All of its bytes, read-only, without a copy where the block lies on this node."""
+    holes: tuple[tuple[int, int], ...] = ()
+    """``(start, stop)`` ranges whose file changed or vanished since it was listed: not readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A read that failed, among others of one call that did not."""
+
+    error: Exception
+
+
+Fetched = Sealed | bytes | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What is known of one file or directory."""
+
+    path: str
+    is_dir: bool
+    size_bytes: int
+    mtime_ns: int
+    etag: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,60 @@
+"""The protocol that every under file system adapter fulfils. ``tests/contract/test_ufs.py`` is its suite.
+
+Paths are relative to the source the adapter was opened on, as in ``core.paths``. Adapters are thread-safe. Every call
+has a deadline (retries included) and raises only ``raycache.errors``, with the full URI in the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from raycache.core.values import Buffer, Stat
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an adapter may take."""
+
+    connect_timeout_s: float = 10.0
+    request_timeout_s: float = 60.0
+    """One call, retries included."""
+    connections: int = 32
+    """Requests that may be under way at once."""
+
+
+class UnderFileSystem(Protocol):
+    """What raycache needs of a store."""
+
+    @property
+    def uri(self) -> str:
+        """The source this adapter was opened on."""
+        ...
+
+    def list_directory(self, path: str) -> Any:
+        """One level of a directory: a pyarrow RecordBatch of ``core.listing.LISTING_SCHEMA``, in any order.
+
+        An object store cannot tell an empty directory from a missing one, and lists both as no rows.
+        Raises NotFound (no such bucket or directory), NotADirectory, AccessDenied, SourceUnavailable.
+        """
+        ...
+
+    def stat(self, path: str) -> Stat:
+        """One file or directory. Raises NotFound, AccessDenied, SourceUnavailable."""
+        ...
+
+    def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
+        """Exactly ``length`` bytes from ``start`` of the version ``etag`` (any version when ``""``).
+
+        Raises Changed when that version is gone: replaced, shortened or deleted. Raises AccessDenied and
+        SourceUnavailable.
+        """
+        ...
+
+    def put(self, path: str, data: Buffer) -> Stat:
+        """Create or replace a file. Raises AccessDenied, SourceUnavailable."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file. Raises NotFound where the store reports it, AccessDenied, SourceUnavailable."""
+        ...

@@ -1,0 +1,218 @@
+"""Object stores, through obstore: S3, Google Cloud Storage, Azure, HTTP and memory.
+
+obstore refuses keys with control characters or an empty segment, and then a whole listing with them (measured with
+0.12). S3 has such keys, so an S3 source carries a second adapter (fsspec's s3fs) that lists and reads just those.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import obstore
+import pyarrow as pa
+import pyarrow.compute as pc
+from obstore import exceptions as oe
+from obstore.store import AzureStore, GCSStore, HTTPStore, MemoryStore, ObjectStore, S3Store
+
+from raycache.core import paths
+from raycache.core.listing import LISTING_SCHEMA
+from raycache.core.values import Buffer, Stat
+from raycache.errors import (
+    AccessDenied,
+    Changed,
+    InvalidInput,
+    NotFound,
+    RaycacheError,
+    SourceUnavailable,
+)
+from raycache.ufs.base import Limits, UnderFileSystem
+from raycache.ufs.credentials import fsspec_s3_options, s3_config, s3_credential_provider
+from raycache.ufs.generic import FsspecUfs
+
+_UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f]|//|^/|/$")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_KEY_MAX = 65_536
+"""Longer than any store's keys. Arrow's binary_slice fails on an open end (measured with 26.0)."""
+_memory_stores: dict[str, MemoryStore] = {}
+
+
+class ObjectUfs:
+    """An UnderFileSystem over an obstore store."""
+
+    def __init__(
+        self, location: paths.Location, store: ObjectStore, odd_keys: Callable[[], UnderFileSystem] | None = None
+    ) -> None:
+        self.uri = location.uri
+        self._prefix = location.path
+        self._store = store
+        # Opened on first need: most sources have no such keys, and s3fs takes a while to import.
+        self._open_odd_keys = cache(odd_keys) if odd_keys else None
+
+    def list_directory(self, path: str) -> Any:
+        """See UnderFileSystem."""
+        key = self._key(path)
+        try:
+            with self._errors(path):
+                result = obstore.list_with_delimiter(self._store, key or None, return_arrow=True)
+        except oe.InvalidPathError as error:
+            if self._open_odd_keys is None:
+                raise SourceUnavailable(f"{self._name(path)} holds a key that cannot be listed: {error}") from error
+            return self._open_odd_keys().list_directory(path)
+        skip = len(f"{key}/".encode()) if key else 0
+        prefixes = [prefix.rstrip("/").encode()[skip:] for prefix in result["common_prefixes"]]
+        return _listing(pa.table(result["objects"]), prefixes, skip)
+
+    def stat(self, path: str) -> Stat:
+        """See UnderFileSystem."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.stat(path)
+        try:
+            with self._errors(path):
+                meta = obstore.head(self._store, self._key(path))
+        except NotFound:
+            if self.list_directory(path).num_rows:
+                return Stat(path, True, 0, 0)
+            raise
+        return Stat(path, False, meta["size"], int(meta["last_modified"].timestamp() * 1e9), meta["e_tag"] or "")
+
+    def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
+        """See UnderFileSystem."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.get(path, start, length, etag)
+        if length == 0:
+            return b""
+        options: obstore.GetOptions = {"range": (start, start + length)}
+        if etag:
+            options["if_match"] = etag
+        try:
+            with self._errors(path):
+                data = memoryview(obstore.get(self._store, self._key(path), options=options).bytes())
+        except NotFound as error:
+            raise Changed(f"{self._name(path)} was deleted since it was listed; refresh its directory") from error
+        if len(data) != length:
+            raise Changed(f"{self._name(path)} is shorter than when it was listed; refresh its directory")
+        return data
+
+    def put(self, path: str, data: Buffer) -> Stat:
+        """See UnderFileSystem. obstore uploads large bodies in parts."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.put(path, data)
+        with self._errors(path):
+            result = obstore.put(self._store, self._key(path), data)
+        return Stat(path, False, len(data), 0, result["e_tag"] or "")
+
+    def delete(self, path: str) -> None:
+        """See UnderFileSystem. S3 reports no error for a key that is not there."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.delete(path)
+        with self._errors(path):
+            obstore.delete(self._store, self._key(path))
+        return None
+
+    def _odd_keys_for(self, path: str) -> UnderFileSystem | None:
+        if self._open_odd_keys is None or not _UNNAMEABLE.search(self._key(path)):
+            return None
+        return self._open_odd_keys()
+
+    def _key(self, path: str) -> str:
+        return paths.join(self._prefix, path)
+
+    def _name(self, path: str) -> str:
+        return paths.join(self.uri, path)
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Map obstore's exceptions, and the HTTP status in its texts where the class says nothing."""
+        try:
+            yield
+        except (RaycacheError, oe.InvalidPathError):
+            raise
+        except (FileNotFoundError, oe.BaseError, OSError, ValueError) as error:
+            raise _translate(self._name(path), error) from error
+
+
+def _translate(name: str, error: Exception) -> RaycacheError:
+    text = str(error)
+    status = int(found.group(1)) if (found := _STATUS.search(text)) else 0
+    code = found.group(1) if (found := _CODE.search(text)) else ""
+    if isinstance(error, oe.PreconditionError) or status in (412, 416):
+        return Changed(f"{name} changed since it was listed; refresh its directory")
+    if code == "NoSuchBucket":
+        return NotFound(f"{name}: there is no such bucket")
+    if isinstance(error, FileNotFoundError | oe.NotFoundError) or status == 404:
+        return NotFound(f"{name}: no such key or bucket")
+    if isinstance(error, PermissionError | oe.PermissionDeniedError | oe.UnauthenticatedError) or status in (401, 403):
+        return AccessDenied(
+            f"{name}: access denied ({code or status or 'no valid credentials'}); check the credentials"
+        )
+    if status in (301, 307, 400):
+        return InvalidInput(f"{name}: the store refused the request ({code or status}); check region and endpoint")
+    return SourceUnavailable(f"{name}: {_first_line(text)}")
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:300]
+
+
+def _listing(objects: Any, prefixes: list[bytes], skip: int) -> Any:
+    keys = objects.column("path").combine_chunks().cast(pa.binary())
+    shown = pc.greater(pc.binary_length(keys), skip)  # the marker object of the directory itself is no entry
+    objects, keys = objects.filter(shown), keys.filter(shown)
+    count, dirs = objects.num_rows, len(prefixes)
+    mtimes = objects.column("last_modified").cast(pa.timestamp("ns", "UTC"), safe=False).cast(pa.int64())
+    etags = objects.column("e_tag").fill_null("").cast(pa.binary())
+    columns = [
+        _chained(pc.binary_slice(keys, skip, _KEY_MAX), pa.array(prefixes, pa.binary())),
+        pa.array(np.arange(count + dirs) >= count),
+        _chained(objects.column("size").cast(pa.uint64()), pa.array(np.zeros(dirs, np.uint64))),
+        _chained(mtimes, pa.array(np.zeros(dirs, np.int64))),
+        _chained(etags, pa.array([b""] * dirs, pa.binary())),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=LISTING_SCHEMA)
+
+
+def _chained(first: Any, second: Any) -> Any:
+    chunks = first.chunks if isinstance(first, pa.ChunkedArray) else [first]
+    return pa.concat_arrays([*chunks, second])
+
+
+def open_object_ufs(location: paths.Location, family: str, options: dict[str, Any], limits: Limits) -> ObjectUfs:
+    """Open the adapter of a family of stores. Raises InvalidInput for options that the store does not know."""
+    given: Any = options  # obstore types each store's options by name; they are the user's, and checked when opened
+    common: dict[str, Any] = {
+        "client_options": {
+            "connect_timeout": f"{limits.connect_timeout_s}s",
+            "timeout": f"{limits.request_timeout_s}s",
+            "allow_http": True,
+            "pool_max_idle_per_host": str(limits.connections),
+        },
+        # Backoff with jitter is obstore's own; half the deadline leaves time for the last attempt.
+        "retry_config": {
+            "max_retries": 8,
+            "retry_timeout": datetime.timedelta(seconds=limits.request_timeout_s / 2),
+        },
+    }
+    try:
+        if family == "s3":
+            config: Any = s3_config(options)
+            provider = s3_credential_provider(options)
+            store: ObjectStore = S3Store(location.authority, config=config, credential_provider=provider, **common)
+            return ObjectUfs(location, store, partial(FsspecUfs, location, fsspec_s3_options(options), limits))
+        if family == "gs":
+            return ObjectUfs(location, GCSStore(location.authority, config=given, **common))
+        if family == "az":
+            return ObjectUfs(location, AzureStore(location.authority, config=given, **common))
+        if family == "http":
+            store = HTTPStore.from_url(f"{location.scheme}://{location.authority}", **common)
+            return ObjectUfs(location, store)
+        store = _memory_stores.setdefault(location.authority, MemoryStore())
+        return ObjectUfs(location, store)
+    except (oe.BaseError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{location.uri}: {_first_line(str(error))}") from error
