@@ -5,6 +5,7 @@ Think of the files of a directory, in row order, as one long stream. ``ends[r]``
 
 * A file that fits into a block is never cut: block boundaries between small files fall on file boundaries.
 * A file larger than a block starts a block of its own and is cut every ``block_bytes``; its tail is the last block.
+* A block spans at most BLOCK_FILES rows.
 * Appending rows only appends cuts: the blocks that existed keep their number and their bytes.
 """
 
@@ -16,6 +17,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+BLOCK_FILES = 4096
+"""Most rows that one block spans: a plan of it stays small where files are tiny."""
 
 
 def extend_cuts(
@@ -33,6 +38,7 @@ def extend_cuts(
         start = int(ends[row])
         # The last row that still ends within one block of `start`; empty files ride along for free.
         fits = int(np.searchsorted(ends, start + block_bytes, side="right")) - 1
+        fits = min(fits, row + BLOCK_FILES)
         if fits > row:
             # `fits` rows end inside; a large file that comes next must begin at a cut, and it does: at ends[fits].
             stop, row = int(ends[fits]), fits

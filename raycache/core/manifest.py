@@ -101,6 +101,11 @@ class Manifest:
         return len(self._name_at) - 1
 
     @property
+    def live_count(self) -> int:
+        """Entries, tombstones not counted."""
+        return self.row_count - len(self._dead_rows)
+
+    @property
     def file_count(self) -> int:
         """Live entries that are files."""
         return self.row_count - len(self._dead_rows) - sum(1 for row in self._dir_rows if not self.is_dead(row))

@@ -1,0 +1,1 @@
+"""raycache: a distributed cache for training data, made of Ray actors."""

@@ -1,0 +1,255 @@
+"""A cache on a Ray cluster, as a client sees it: find or start it, and talk to it.
+
+``RemoteMaster`` and ``RemotePool`` are the client's protocols over Ray. ``current()`` is the one connection of this
+process; whoever needs another cluster or namespace opens a ``Cluster`` of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from raycache.actors.master import MasterActor
+from raycache.actors.names import MASTER, master_options, worker_name
+from raycache.actors.transport import get, get_views, join_ray
+from raycache.client.filesystem import FileSystem
+from raycache.client.namespace import Namespace
+from raycache.client.reader import Reader
+from raycache.config import Settings, load_settings
+from raycache.core.manifest import Manifest
+from raycache.core.values import Dataset, Fetch, Fetched, Sealed, Worker
+from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
+
+VIEW_BYTES_MIN = 256 * 2**20
+"""What a client may map even where no worker is on its node."""
+_REMOTE_MASTER: Any = ray.remote(MasterActor)
+
+
+class RemoteMaster:
+    """The client's MasterApi over Ray. Ray itself repeats calls while the master restarts."""
+
+    def __init__(self, handle: Any, settings: Settings) -> None:
+        self._handle = handle
+        # A listing takes as long as the source takes; the rest of the deadline covers a restart of the master.
+        self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
+
+    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+        """See MasterApi."""
+        return self._call("attach", source, name, dict(options))  # type: ignore[no-any-return]
+
+    def datasets(self) -> list[Dataset]:
+        """See MasterApi."""
+        return self._call("datasets")  # type: ignore[no-any-return]
+
+    def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
+        """See MasterApi. The manifest is mapped from plasma, once per node whatever the number of processes."""
+        for _ in range(3):
+            (ref,) = self._call("manifest", dir_id, at_least)
+            try:
+                return Manifest.from_buffer(get_views([ref], self._timeout_s, "the raycache master")[0])
+            except WorkerLost:
+                continue  # the master died between answering and our mapping; its successor publishes it again
+        raise ClusterUnavailable("the raycache master keeps dying; see its log under the Ray session's logs")
+
+    def refresh(self, dir_id: int) -> int:
+        """See MasterApi."""
+        return self._call("refresh", dir_id)  # type: ignore[no-any-return]
+
+    def workers(self) -> list[Worker]:
+        """See MasterApi."""
+        return self._call("workers")  # type: ignore[no-any-return]
+
+    def settings(self) -> Settings:
+        """What the running cache was made with."""
+        return self._call("settings")  # type: ignore[no-any-return]
+
+    def status(self) -> dict[str, Any]:
+        """See MasterActor.status."""
+        return self._call("status")  # type: ignore[no-any-return]
+
+    def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
+        except WorkerLost as error:
+            raise ClusterUnavailable(f"{error}; try `raycache start`") from error
+
+
+class RemotePool:
+    """The client's WorkerPool over Ray."""
+
+    def __init__(self, master: RemoteMaster, namespace: str) -> None:
+        self._master = master
+        self._namespace = namespace
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._lock = threading.Lock()
+        self._workers: tuple[Worker, ...] = ()
+        self._handles: dict[str, Any] = {}
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See WorkerPool."""
+        if refresh or not self._workers:
+            found = self._master.workers()
+            with self._lock:
+                self._workers = tuple(replace(worker, local=worker.worker_id == self._node_id) for worker in found)
+                self._handles.clear()
+        return self._workers
+
+    def fetch(
+        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
+    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+        """See WorkerPool."""
+        under_way: dict[str, Any] = {}
+        answers: dict[str, Sequence[Fetched] | WorkerLost] = {}
+        for worker_id, requests in calls.items():
+            try:
+                under_way[worker_id] = self._handle(worker_id).fetch.remote(list(requests), timeout_s)
+            except (ValueError, ray.exceptions.RayError) as error:
+                answers[worker_id] = WorkerLost(f"worker {worker_id[:8]} is gone: {error}")
+        for worker_id, ref in under_way.items():
+            try:
+                answers[worker_id] = self._receive(worker_id, ref, timeout_s)
+            except WorkerLost as lost:
+                answers[worker_id] = lost
+        return answers
+
+    def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> list[Fetched]:
+        what = f"worker {worker_id[:8]}"
+        # The worker gives up at timeout_s and says why; only one that is stuck or dead needs the extra second.
+        wire = get(ref, timeout_s + 1, what)
+        refs = list({id(answer[0][0]): answer[0][0] for answer in wire if isinstance(answer, tuple)}.values())
+        views = dict(zip((ref.binary() for ref in refs), get_views(refs, timeout_s + 1, what), strict=True))
+        return [
+            Sealed(views[answer[0][0].binary()], answer[1]) if isinstance(answer, tuple) else answer for answer in wire
+        ]
+
+    def _handle(self, worker_id: str) -> Any:
+        with self._lock:
+            handle = self._handles.get(worker_id)
+            if handle is None:
+                handle = ray.get_actor(worker_name(worker_id), namespace=self._namespace)
+                self._handles[worker_id] = handle
+        return handle
+
+
+class Cluster:
+    """A connection to a running cache: its master, its workers, and the file system over them."""
+
+    def __init__(self, settings: Settings, address: str, master: RemoteMaster) -> None:
+        self.settings = settings
+        self.address = address
+        self.master = master
+        self.pool = RemotePool(master, settings.namespace)
+        self.namespace = Namespace(master)
+        local_bytes = sum(worker.capacity_bytes for worker in self.pool.workers() if worker.local)
+        self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
+        self.files = FileSystem(self.namespace, self.reader)
+
+    @staticmethod
+    def open(settings: Settings, *, start: bool = True) -> Cluster:
+        """Join Ray, find the cache's actors and, with ``start``, make those that are missing.
+
+        Raises ClusterUnavailable, AccessDenied, InvalidInput (a setting that the running cache does not have).
+        """
+        address = join_ray(settings)
+        try:
+            handle = ray.get_actor(MASTER, namespace=settings.namespace)
+        except ValueError:
+            if not start:
+                raise ClusterUnavailable(
+                    f"no cache runs on the Ray cluster at {address} (namespace {settings.namespace}); "
+                    "`raycache start` makes one"
+                ) from None
+            handle = _REMOTE_MASTER.options(**master_options(settings.namespace)).remote(settings)
+        master = RemoteMaster(handle, settings)
+        _check_same(settings, master.settings())
+        return Cluster(settings, address, master)
+
+    def status(self) -> dict[str, Any]:
+        """Master, workers, datasets, and the workers' counters added up. A new dict that prints as JSON."""
+        found = {"address": self.address, "namespace": self.settings.namespace, **self.master.status()}
+        totals: dict[str, int] = {}
+        cached: dict[str, int] = {}
+        for worker in found["workers"]:
+            _add(totals, worker.get("counters", {}))
+            _add(cached, worker.pop("datasets", {}))
+        for dataset in found["datasets"]:
+            dataset["cached_bytes"] = cached.get(dataset["name"], 0)
+        return {**found, "totals": totals}
+
+    def stop(self) -> None:
+        """End all actors of the cache. What is in memory is gone; the catalog stays for the next start."""
+        for name in self.actor_names():
+            ray.kill(ray.get_actor(name, namespace=self.settings.namespace), no_restart=True)
+
+    def actor_names(self) -> list[str]:
+        """The master first, so that it does not replace the workers that follow."""
+        listed: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+        mine = [actor["name"] for actor in listed if actor["namespace"] == self.settings.namespace]
+        return sorted((name for name in mine if name.startswith("raycache-")), key=lambda name: name != MASTER)
+
+
+def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, value in more.items():
+        totals[name] = totals.get(name, 0) + value
+
+
+def _check_same(wanted: Settings, running: Settings) -> None:
+    """Settings that shape the cache are fixed when it starts; asking for others later must not be ignored."""
+    for name in ("mem", "block_bytes"):
+        if name in wanted.model_fields_set and getattr(wanted, name) != getattr(running, name):
+            raise InvalidInput(
+                f"this cache runs with {name}={getattr(running, name)}, not {getattr(wanted, name)}; "
+                "`raycache stop` it first, or leave the setting out"
+            )
+
+
+class _Current:
+    """The connection of this process, made on first use; void in a forked child, where Ray would hang."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cluster: Cluster | None = None
+        self._forked = False
+        os.register_at_fork(after_in_child=self._in_child)
+
+    def _in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._forked = self._forked or self._cluster is not None
+        self._cluster = None
+
+    def get(self, settings: Settings | None, *, start: bool) -> Cluster:
+        if self._forked:
+            raise Unavailable(
+                "this process was forked from one that uses Ray, and Ray does not survive that; read through the "
+                "mount, or use the 'spawn' or 'forkserver' start method"
+            )
+        with self._lock:
+            if self._cluster is not None and not ray.is_initialized():
+                self._cluster = None  # the user shut Ray down; a new ray.init() means a new connection
+            if self._cluster is None:
+                self._cluster = Cluster.open(settings or load_settings(), start=start)
+            elif settings is not None and settings != self._cluster.settings:
+                raise InvalidInput("this process is connected with other settings; raycache.disconnect() first")
+            return self._cluster
+
+    def forget(self) -> None:
+        with self._lock:
+            self._cluster = None
+
+
+_current = _Current()
+
+
+def current(settings: Settings | None = None, *, start: bool = True) -> Cluster:
+    """The connection of this process. Raises what Cluster.open raises."""
+    return _current.get(settings, start=start)
+
+
+def disconnect() -> None:
+    """Forget the connection of this process; the cache goes on."""
+    _current.forget()

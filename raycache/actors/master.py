@@ -1,0 +1,126 @@
+"""The master actor: a shell around ``meta.Metadata``, and the loop that keeps one worker on every node."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from raycache.actors.names import METHOD_TIMEOUT_S, worker_name, worker_options
+from raycache.actors.plasma import PublishedManifests, Vault
+from raycache.actors.transport import get
+from raycache.actors.worker import WorkerActor
+from raycache.config import Settings, parse_memory
+from raycache.core.values import Dataset, Worker
+from raycache.errors import Unavailable
+from raycache.meta.catalog import Catalog
+from raycache.meta.metadata import Metadata
+from raycache.ufs.base import Limits
+from raycache.ufs.sources import SourceAccess
+
+RECONCILE_S = 2.0
+# Made once: each call of ray.remote would export the class to the cluster again.
+_REMOTE_WORKER: Any = ray.remote(WorkerActor)
+_log = logging.getLogger("raycache.master")
+
+
+class MasterActor:
+    """See Metadata; manifests go out as one plasma object each."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        catalog = Catalog.open(settings.state_dir / f"catalog-{settings.namespace}.db")
+        limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
+        self._metadata = Metadata(catalog, Vault(settings.namespace), limits, settings.block_bytes, time.time_ns)
+        self._published = PublishedManifests()
+        self._fleet = Fleet(settings)
+        threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
+
+    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+        """See Metadata.attach."""
+        return self._metadata.attach(source, name, options)
+
+    def datasets(self) -> list[Dataset]:
+        """See Metadata.datasets."""
+        return self._metadata.datasets()
+
+    def access(self, dataset: str) -> SourceAccess:
+        """See Metadata.access."""
+        return self._metadata.access(dataset)
+
+    def manifest(self, dir_id: int, at_least: int) -> list[Any]:
+        """See Metadata.manifest; the answer is ``[ref]``."""
+        version = self._metadata.version(dir_id)
+        ref = self._published.find(dir_id, version) if version >= max(1, at_least) else None
+        return [ref or self._published.publish(self._metadata.manifest(dir_id, at_least))]
+
+    def refresh(self, dir_id: int) -> int:
+        """See Metadata.refresh."""
+        return self._metadata.refresh(dir_id)
+
+    def workers(self) -> list[Worker]:
+        """See Fleet.reconcile."""
+        return self._fleet.reconcile()
+
+    def settings(self) -> Settings:
+        """What this cache was made with."""
+        return self._settings
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``; a worker that does not answer is listed with its error."""
+        return {
+            "pid": os.getpid(),
+            "state_dir": str(self._settings.state_dir),
+            "datasets": self._metadata.status(),
+            "workers": self._fleet.status(),
+        }
+
+
+class Fleet:
+    """One worker on each live node: what there is, compared in a loop with what there should be."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Reconcile for ever."""
+        while True:
+            try:
+                self.reconcile()
+            except Exception:  # noqa: BLE001 - the loop must outlive whatever Ray reports; the next round tries again
+                _log.exception("cannot reconcile workers")
+            time.sleep(RECONCILE_S)
+
+    def reconcile(self) -> list[Worker]:
+        """Give every live node its worker and return them."""
+        with self._lock:
+            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            return [self._ensure(node) for node in nodes if node["Alive"]]
+
+    def _ensure(self, node: dict[str, Any]) -> Worker:
+        node_id = node["NodeID"]
+        store_bytes = int(node["Resources"].get("object_store_memory", 0))
+        quota_bytes = parse_memory(self._settings.mem, store_bytes)
+        options = worker_options(self._settings.namespace, node_id)
+        _REMOTE_WORKER.options(**options).remote(self._settings, quota_bytes)
+        return Worker(node_id, quota_bytes)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Each worker's own figures."""
+        found = []
+        for worker in self.reconcile():
+            about: dict[str, Any] = {"worker_id": worker.worker_id, "mem_quota_bytes": worker.capacity_bytes}
+            try:
+                handle = ray.get_actor(worker_name(worker.worker_id), namespace=self._settings.namespace)
+                about |= get(handle.status.remote(), METHOD_TIMEOUT_S / 3, f"worker {worker.worker_id[:8]}")
+            except (Unavailable, ValueError) as error:
+                about["error"] = str(error)
+            found.append(about)
+        return found

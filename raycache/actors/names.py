@@ -1,0 +1,52 @@
+"""Names and options of the actors, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MASTER = "raycache-master"
+METHOD_TIMEOUT_S = 30.0
+"""Deadline of a control call that asks no under file system."""
+
+
+def worker_name(node_id: str) -> str:
+    """Name of the worker of a node."""
+    return f"raycache-worker-{node_id}"
+
+
+def master_options(namespace: str) -> dict[str, Any]:
+    """The master sits on the head node, where its catalog is, and Ray restarts it for ever. Calls that were under way
+    are made again: every verb gives the same result twice."""
+    return {
+        **_detached(MASTER, namespace),
+        "resources": {"node:__internal_head__": 0.001},
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 64,
+        "get_if_exists": True,
+    }
+
+
+def worker_options(namespace: str, node_id: str) -> dict[str, Any]:
+    """A worker is bound to its node. Ray must not restart it: it would wait for a node that may never return; the
+    master makes a new one instead."""
+    return {
+        **_detached(worker_name(node_id), namespace),
+        "label_selector": {"ray.io/node-id": node_id},
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": 128,
+        "get_if_exists": True,
+    }
+
+
+def _detached(name: str, namespace: str) -> dict[str, Any]:
+    # Task events of a hot actor would fill the GCS; niceness 15, Ray's default, would slow every read.
+    return {
+        "name": name,
+        "namespace": namespace,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "enable_task_events": False,
+        "runtime_env": {"env_vars": {"RAY_worker_niceness": "0"}},
+    }

@@ -1,0 +1,139 @@
+"""Joining Ray, and calling actors: deadlines on every call, and Ray's errors turned into ours.
+
+This is the only module that uses private parts of Ray, for what has no public way in 2.60: to ask a cluster whether it
+takes our token before ``ray.init`` does, which would retry for 20 seconds or hang.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import exceptions as rx
+
+from raycache.config import Settings
+from raycache.errors import AccessDenied, ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
+
+AUTH_MODE = "RAY_AUTH_MODE"
+_LOST = (rx.RayActorError, rx.OwnerDiedError, rx.ObjectLostError, rx.GetTimeoutError, rx.NodeDiedError)
+
+
+def join_ray(settings: Settings) -> str:
+    """Be a driver of the Ray cluster: the one this process is in already, else ``settings.address``, RAY_ADDRESS, or
+    the one on this machine. Returns its address, ``host:port``.
+
+    Raises ClusterUnavailable (none there, or not answering within ``connect_timeout_s``), AccessDenied (token).
+    """
+    if not ray.is_initialized():
+        address = _find_address(settings)
+        _check_reachable(address, settings.connect_timeout_s)
+        _check_token(address)
+        _init(address, settings)
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _find_address(settings: Settings) -> str:
+    from ray._private import services
+
+    given = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
+    if given.startswith("ray://"):
+        raise InvalidInput(
+            f"{given}: Ray Client maps no shared memory; run on a node of the cluster and give its host:port"
+        )
+    if given == "local":
+        raise InvalidInput("address 'local' would start a cluster that ends with this process; use `raycache start`")
+    address = services.canonicalize_bootstrap_address(given)
+    if address is None:
+        raise ClusterUnavailable(
+            "no Ray cluster found on this machine; start one with `raycache start` or `ray start --head`, "
+            "or give --address host:port"
+        )
+    if not address.rpartition(":")[2].isdigit():
+        raise InvalidInput(f"{given!r} is no Ray address; write host:port")
+    return str(address)
+
+
+def _check_reachable(address: str, timeout_s: float) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        raise ClusterUnavailable(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _check_token(address: str) -> None:
+    from ray._private.authentication import authentication_token_setup as setup
+
+    raylet: Any = importlib.import_module("ray._raylet")
+    loader = raylet.AuthenticationTokenLoader.instance()
+    if os.environ.get(AUTH_MODE) == "token" and not loader.has_token():
+        # GcsClient would abort the process here.
+        raise AccessDenied(
+            f"{AUTH_MODE}=token but there is no token; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        )
+    try:
+        raylet.GcsClient(address=address)
+    except rx.AuthenticationError as error:
+        if AUTH_MODE not in os.environ and loader.has_token(ignore_auth_mode=True):
+            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            return _check_token(address)
+        raise AccessDenied(
+            f"the Ray cluster at {address} refused our token; put the cluster's into ~/.ray/auth_token or "
+            f"RAY_AUTH_TOKEN and set {AUTH_MODE}=token"
+        ) from error
+    return None
+
+
+def _init(address: str, settings: Settings) -> None:
+    failure: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+            failure.append(error)
+
+    # ray.init takes no deadline and has been seen to hang; a stuck thread is better than a stuck caller.
+    thread = threading.Thread(target=connect, name="ray-init", daemon=True)
+    thread.start()
+    thread.join(settings.connect_timeout_s * 2)
+    if thread.is_alive():
+        raise ClusterUnavailable(f"the Ray cluster at {address} accepts connections but did not let us join in time")
+    if failure:
+        raise ClusterUnavailable(f"cannot join the Ray cluster at {address}: {failure[0]}") from failure[0]
+
+
+def get(ref: Any, timeout_s: float, what: str) -> Any:
+    """The result of a call. ``what`` names the callee in messages.
+
+    Raises the error that the actor raised, WorkerLost when the callee is gone or silent, Unavailable for the rest.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except rx.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RaycacheError):
+            raise cause from None
+        raise Unavailable(f"{what} failed: {cause or error}") from error
+    except rx.GetTimeoutError as error:
+        raise WorkerLost(f"{what} did not answer within {timeout_s:g} s") from error
+    except _LOST as error:
+        raise WorkerLost(f"{what} is gone: {_reason(error)}") from error
+    except rx.RayError as error:
+        raise Unavailable(f"{what}: {_reason(error)}") from error
+
+
+def get_views(refs: Sequence[Any], timeout_s: float, what: str) -> list[memoryview]:
+    """Objects as read-only views, without a copy where they lie on this node."""
+    return [memoryview(buffer).cast("B") for buffer in get(list(refs), timeout_s, what)]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,49 @@
+"""The worker actor: a shell around ``store.BlockStore``. One per node, detached, owner of its node's blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
+from raycache.actors.plasma import Plasma
+from raycache.actors.transport import get
+from raycache.config import Settings
+from raycache.core.values import Failed, Fetch
+from raycache.store.blocks import Answer, BlockStore, Kept
+from raycache.ufs.base import Limits
+from raycache.ufs.sources import SourceAccess, Sources
+
+WireAnswer = tuple[Any, tuple[tuple[int, int], ...]] | bytes | Failed
+"""A Kept block crosses as ``([ref], holes)``: in a list, so that Ray passes the ref and not the block."""
+
+
+class WorkerActor:
+    """See BlockStore."""
+
+    def __init__(self, settings: Settings, quota_bytes: int) -> None:
+        self._settings = settings
+        limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
+        sources = Sources(self._access, limits)
+        self._store = BlockStore(Plasma(), sources, quota_bytes, settings.fetch_concurrency)
+        self._store.start()
+
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[WireAnswer]:
+        """See BlockStore.fetch."""
+        return [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
+
+    def status(self) -> dict[str, Any]:
+        """See BlockStore.status."""
+        return {"pid": os.getpid(), **self._store.status()}
+
+    def _access(self, dataset: str) -> SourceAccess:
+        master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
+        access: SourceAccess = get(master.access.remote(dataset), METHOD_TIMEOUT_S, "the raycache master")
+        return access
+
+
+def _to_wire(answer: Answer) -> WireAnswer:
+    return ([answer.handle], answer.holes) if isinstance(answer, Kept) else answer

@@ -1,0 +1,54 @@
+"""What the client needs of master and workers. ``actors`` fulfils it over Ray, tests fulfil it in process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from raycache.core.manifest import Manifest
+from raycache.core.values import Dataset, Fetch, Fetched, Worker
+from raycache.errors import WorkerLost
+
+
+class MasterApi(Protocol):
+    """The namespace. Every call raises ClusterUnavailable when the master stays away past its deadline."""
+
+    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+        """Name a source, or find the dataset that has it already. Lists its root, so that a wrong one fails here.
+
+        Raises InvalidInput, NotFound, NotADirectory, AccessDenied, SourceUnavailable; then nothing was recorded.
+        """
+        ...
+
+    def datasets(self) -> list[Dataset]:
+        """All datasets."""
+        ...
+
+    def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
+        """The published manifest of a directory, of version ``at_least`` or newer; listed now if it never was.
+
+        Raises NotFound (no such directory id), and what listing a source raises.
+        """
+        ...
+
+    def refresh(self, dir_id: int) -> int:
+        """List a directory again and return the version now published; unchanged directories keep theirs."""
+        ...
+
+    def workers(self) -> list[Worker]:
+        """Live workers; the call mends what is dead first."""
+        ...
+
+
+class WorkerPool(Protocol):
+    """All workers, seen as one thing to fetch from."""
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """Who there is to ask. ``refresh`` asks the master, which replaces dead workers."""
+        ...
+
+    def fetch(
+        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
+    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+        """One call to each worker id, side by side; answers in the order of the requests."""
+        ...

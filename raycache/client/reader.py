@@ -1,0 +1,234 @@
+"""Bytes of rows: from views held here, else from the workers that own the blocks.
+
+Responsible for: choosing whom to ask, one call per owner for a batch, holding views of blocks, going on when a worker
+dies. Not responsible for: filling blocks (``store``), or how a call travels (``actors``).
+
+A view is a block mapped from the node's plasma store: as long as it is held, a read is a slice of memory. Views are
+kept least recently used within a byte bound. A block of another node is read by ranges at first and pulled whole when
+it is touched again, so that a random probe does not pull 32 MiB.
+
+Threading: safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from raycache.client.protocols import WorkerPool
+from raycache.core.manifest import Manifest
+from raycache.core.placement import rank
+from raycache.core.values import Buffer, Failed, Fetch, Fetched, Sealed, Worker
+from raycache.errors import Unavailable, WorkerLost
+
+CALL_REQUESTS = 256
+"""Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
+CALL_BYTES = 64 * 2**20
+TOUCHED_BLOCKS = 65_536
+PAUSE_S = (0.05, 2.0)
+"""First and longest pause before asking again when no worker answered."""
+
+
+class Want(NamedTuple):
+    """A range of one block that a read needs."""
+
+    manifest: Manifest
+    block: int
+    block_id: bytes
+    offset: int
+    length: int
+
+
+class Views:
+    """Blocks mapped in this process, least recently used first out, bounded in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[bytes, Sealed] = OrderedDict()
+        self._size_bytes = 0
+
+    def read(self, want: Want) -> memoryview | None:
+        """The wanted range, or None when the block is not held or the range meets a hole."""
+        with self._lock:
+            sealed = self._held.get(want.block_id)
+            if sealed is None:
+                return None
+            self._held.move_to_end(want.block_id)
+        return readable(sealed, want.offset, want.length)
+
+    def hold(self, block_id: bytes, sealed: Sealed) -> None:
+        """Keep a view, and let go of the oldest ones beyond the bound."""
+        with self._lock:
+            if block_id in self._held:
+                return
+            self._held[block_id] = sealed
+            self._size_bytes += len(sealed.view)
+            while self._size_bytes > self._limit_bytes and len(self._held) > 1:
+                _, old = self._held.popitem(last=False)
+                self._size_bytes -= len(old.view)
+
+
+def readable(sealed: Sealed, offset: int, length: int) -> memoryview | None:
+    """A range of a block, or None when it meets a hole."""
+    stop = offset + length
+    if any(start < stop and offset < end for start, end in sealed.holes):
+        return None
+    return sealed.view[offset:stop]
+
+
+class Reader:
+    """Reads rows."""
+
+    def __init__(self, pool: WorkerPool, view_bytes: int, timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._views = Views(view_bytes)
+        self._lock = threading.Lock()
+        self._touched: OrderedDict[bytes, None] = OrderedDict()
+        self._plans: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def held(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer | None:
+        """The bytes if views held here have them all, else None. Never waits."""
+        found: list[memoryview] = []
+        for want in _wants(manifest, row, offset, length):
+            view = self._views.read(want)
+            if view is None:
+                return None
+            found.append(view)
+        return _joined(found)
+
+    def read(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer:
+        """``length`` bytes from ``offset`` of a row, fewer at its end.
+
+        Raises Changed when the file is no longer the one listed, AccessDenied, SourceUnavailable, and Unavailable
+        when no worker answered before the deadline.
+        """
+        return self._read_wants([list(_wants(manifest, row, offset, length))])[0]
+
+    def read_many(self, rows: Sequence[tuple[Manifest, int]]) -> list[Buffer]:
+        """Whole rows, in order: one call per owner for what is not held. Raises as ``read`` does."""
+        return self._read_wants([list(_wants(manifest, row, 0, manifest.size(row))) for manifest, row in rows])
+
+    def _read_wants(self, reads: list[list[Want]]) -> list[Buffer]:
+        found: dict[Want, Buffer] = {}
+        missing: list[Want] = []
+        for wants in reads:
+            for want in wants:
+                view = self._views.read(want)
+                if view is None:
+                    missing.append(want)
+                else:
+                    found[want] = view
+        for batch in _batches(missing):
+            self._fetch(batch, found)
+        return [_joined([found[want] for want in wants]) for wants in reads]
+
+    def _fetch(self, wants: list[Want], found: dict[Want, Buffer]) -> None:
+        """Ask until all are answered: owners first, then second choices, then what the master has replaced."""
+        deadline = time.monotonic() + self._timeout_s
+        pause_s, lost = PAUSE_S[0], set[str]()
+        while wants:
+            workers = [worker for worker in self._pool.workers() if worker.worker_id not in lost]
+            if not workers:
+                if time.monotonic() + pause_s > deadline:
+                    raise Unavailable(
+                        f"no worker answered for {wants[0].manifest.directory.source} within {self._timeout_s:g} s; "
+                        "see `raycache status`"
+                    )
+                if lost or pause_s > PAUSE_S[0]:
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_S[1])
+                self._pool.workers(refresh=True)
+                pause_s, lost = max(pause_s, 2 * PAUSE_S[0]), set()
+                continue
+            wants = self._ask(wants, workers, deadline, lost, found)
+
+    def _ask(
+        self, wants: list[Want], workers: list[Worker], deadline: float, lost: set[str], found: dict[Want, Buffer]
+    ) -> list[Want]:
+        """One round: returns what is still unanswered because its worker was lost."""
+        calls: dict[str, list[tuple[Want, Fetch]]] = {}
+        for want in wants:
+            owner = rank(want.block_id, workers)[0]
+            calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner)))
+        timeout_s = max(0.1, deadline - time.monotonic())
+        answers = self._pool.fetch(
+            {worker: [fetch for _, fetch in asked] for worker, asked in calls.items()}, timeout_s
+        )
+        unanswered: list[Want] = []
+        for worker_id, asked in calls.items():
+            answer = answers[worker_id]
+            if isinstance(answer, WorkerLost):
+                lost.add(worker_id)
+                unanswered.extend(want for want, _ in asked)
+                continue
+            for (want, _), fetched in zip(asked, answer, strict=True):
+                found[want] = self._take(want, fetched)
+        return unanswered
+
+    def _request(self, want: Want, owner: Worker) -> Fetch:
+        return Fetch(
+            want.block_id, self._plan(want), want.offset, want.length, owner.local or self._touch(want.block_id)
+        )
+
+    def _take(self, want: Want, fetched: Fetched) -> Buffer:
+        if isinstance(fetched, Failed):
+            raise fetched.error
+        if not isinstance(fetched, Sealed):
+            return fetched
+        self._views.hold(want.block_id, fetched)
+        with self._lock:
+            self._plans.pop(want.block_id, None)
+        return fetched.view[want.offset : want.offset + want.length]
+
+    def _touch(self, block_id: bytes) -> bool:
+        """Whether a block was asked for before, within the last TOUCHED_BLOCKS."""
+        with self._lock:
+            known = block_id in self._touched
+            self._touched[block_id] = None
+            self._touched.move_to_end(block_id)
+            if len(self._touched) > TOUCHED_BLOCKS:
+                self._touched.popitem(last=False)
+        return known
+
+    def _plan(self, want: Want) -> bytes:
+        """Packed plan of a block that is being filled: made once, sent with each read until a view is held."""
+        with self._lock:
+            packed = self._plans.get(want.block_id)
+        if packed is None:
+            packed = want.manifest.plan(want.block).pack()
+            with self._lock:
+                self._plans[want.block_id] = packed
+                if len(self._plans) > PLANS_HELD:
+                    self._plans.popitem(last=False)
+        return packed
+
+
+PLANS_HELD = 1024
+"""Packed plans of blocks not yet held, 10-30 KB each."""
+
+
+def _wants(manifest: Manifest, row: int, offset: int, length: int) -> Iterable[Want]:
+    for piece in manifest.pieces(row, offset, length):
+        yield Want(manifest, piece.block, manifest.block_id(piece.block), piece.offset, piece.length)
+
+
+def _batches(wants: Sequence[Want]) -> Iterable[list[Want]]:
+    batch: list[Want] = []
+    size_bytes = 0
+    for want in dict.fromkeys(wants):
+        if batch and (len(batch) >= CALL_REQUESTS or size_bytes + want.length > CALL_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(want)
+        size_bytes += want.length
+    if batch:
+        yield batch
+
+
+def _joined(parts: Sequence[Buffer]) -> Buffer:
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,157 @@
+"""The file system, without FUSE and without Ray: inode numbers, attributes, directories, reads.
+
+Responsible for: what a mount shows. Not responsible for: the wire (sessions), errno numbers (``errno``).
+
+An inode number says where its row is - ``dir_id << 32 | row + 1`` for a file, ``dir_id << 32`` for a directory - so
+there is no table of inodes: nothing grows with the files that are looked up, nothing is lost with the process, and
+another process with the same manifests answers for the same numbers. The kernel calls the root of a mount 1, which no
+directory's number can be.
+
+``wait=False`` asks for an answer from memory only and raises WouldBlock otherwise; a session answers those at once
+and gives the rest to a pool.
+
+Threading: safe; holds no state of its own beyond the counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raycache.client.namespace import Namespace, WouldBlock
+from raycache.client.reader import Reader
+from raycache.core import paths
+from raycache.core.manifest import Manifest
+from raycache.core.values import Buffer
+from raycache.errors import IsADirectory, NotADirectory, NotFound
+
+__all__ = ["ROOT_INO", "Attr", "DirEntry", "Vfs", "WouldBlock"]
+
+ROOT_INO = 1
+_ROW_BITS = 32
+_ROW_MASK = (1 << _ROW_BITS) - 1
+_DIRECTORY_BYTES = 4096
+
+
+class Attr(NamedTuple):
+    """What ``stat`` shows of an entry; mode and owner are the mount's business."""
+
+    ino: int
+    is_dir: bool
+    size: int
+    mtime_ns: int
+
+
+class DirEntry(NamedTuple):
+    """One step of a directory listing."""
+
+    name: bytes
+    attr: Attr
+    next_offset: int
+    """Where to go on; stable however the directory grows."""
+
+
+@dataclass
+class Counters:
+    """What a mount did. Plain adds: a lost update under contention costs nothing that matters."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    view_hits: int = 0
+    lookups: int = 0
+    errors: int = 0
+
+
+class Vfs:
+    """A read-only tree over one directory of a dataset."""
+
+    def __init__(self, namespace: Namespace, reader: Reader, root_id: int, mtime_ns: int) -> None:
+        """``root_id``: directory id to show as the root. ``mtime_ns``: shown for directories, which have none."""
+        self._namespace = namespace
+        self._reader = reader
+        self._root_id = root_id
+        self._mtime_ns = mtime_ns
+        self.counters = Counters()
+
+    def lookup(self, parent: int, name: bytes, *, wait: bool = True) -> Attr:
+        """The entry ``name`` of a directory. Raises NotFound, NotADirectory, WouldBlock."""
+        self.counters.lookups += 1
+        manifest = self._manifest(parent, wait)
+        row = manifest.find(name)
+        if row is None:
+            raise NotFound(f"{manifest.directory.source}: no {name!r} in {manifest.directory.path or '/'}")
+        return self._attr(manifest, row)
+
+    def getattr(self, ino: int, *, wait: bool = True) -> Attr:
+        """Attributes of a number that this file system handed out. Raises NotFound, WouldBlock."""
+        dir_id, row = self._split(ino)
+        if row is None:
+            return Attr(ino, True, _DIRECTORY_BYTES, self._mtime_ns)
+        manifest = self._namespace.manifest(dir_id, wait=wait)
+        self._check(manifest, row)
+        return self._attr(manifest, row)
+
+    def readdir(self, ino: int, offset: int = 0, *, wait: bool = True) -> Iterator[DirEntry]:
+        """Entries from ``offset`` on (0 is the start). Raises NotADirectory, WouldBlock before the first entry."""
+        manifest = self._manifest(ino, wait)
+        return (DirEntry(manifest.name(row), self._attr(manifest, row), row + 1) for row in manifest.rows(offset))
+
+    def read(self, ino: int, offset: int, size: int, *, wait: bool = True) -> Buffer:
+        """Up to ``size`` bytes. Raises what Reader.read raises, IsADirectory, and WouldBlock."""
+        dir_id, row = self._split(ino)
+        if row is None:
+            raise IsADirectory(f"inode {ino} is a directory")
+        manifest = self._namespace.manifest(dir_id, wait=wait)
+        self._check(manifest, row)
+        data = self._reader.held(manifest, row, offset, size)
+        if data is None:
+            if not wait:
+                raise WouldBlock
+            data = self._reader.read(manifest, row, offset, size)
+        else:
+            self.counters.view_hits += 1
+        self.counters.reads += 1
+        self.counters.read_bytes += len(data)
+        return data
+
+    def path(self, ino: int) -> str:
+        """For messages: the path of a number inside its dataset, as far as it is known without asking."""
+        try:
+            dir_id, row = self._split(ino)
+            manifest = self._namespace.manifest(dir_id, wait=False)
+            return manifest.directory.path if row is None else manifest.path(row)
+        except (WouldBlock, NotFound, IndexError):
+            return f"inode {ino:#x}"
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes and files of the root directory, for statfs; 0 when it has not been listed yet."""
+        try:
+            manifest = self._namespace.manifest(self._root_id, wait=False)
+        except WouldBlock:
+            return 0, 0
+        return manifest.size_bytes, manifest.row_count
+
+    def _manifest(self, ino: int, wait: bool) -> Manifest:
+        dir_id, row = self._split(ino)
+        if row is not None:
+            raise NotADirectory(f"inode {ino:#x} is a file, not a directory")
+        return self._namespace.manifest(dir_id, wait=wait)
+
+    def _split(self, ino: int) -> tuple[int, int | None]:
+        if ino == ROOT_INO:
+            return self._root_id, None
+        row = (ino & _ROW_MASK) - 1
+        return ino >> _ROW_BITS, (row if row >= 0 else None)
+
+    def _attr(self, manifest: Manifest, row: int) -> Attr:
+        child = manifest.child_id(row)
+        if child is not None:
+            return Attr(child << _ROW_BITS, True, _DIRECTORY_BYTES, self._mtime_ns)
+        ino = (manifest.directory.dir_id << _ROW_BITS) | (row + 1)
+        return Attr(ino, False, manifest.size(row), manifest.mtime_ns(row) or self._mtime_ns)
+
+    @staticmethod
+    def _check(manifest: Manifest, row: int) -> None:
+        if row >= manifest.row_count:
+            raise NotFound(f"{paths.join(manifest.directory.source, manifest.directory.path)}: no row {row}")

@@ -1,0 +1,419 @@
+"""The FUSE wire protocol as values: what the kernel sends, and what it wants to read.
+
+Responsible for: numbers and layouts of <linux/fuse.h>, parsing of requests, packing of replies and notifications, and
+what a session agrees with the kernel at its start. Not responsible for: reading or writing ``/dev/fuse`` (``device``,
+``kernel``), or what an answer says (``vfs``).
+
+Invariants
+* Whatever bytes come in, ``parse`` returns a Request or raises Malformed.
+* A Request holds no part of the buffer that it was parsed from: the buffer is reused while the request waits.
+* Integers are in the byte order of the machine, and every record starts at a multiple of 8 bytes.
+
+Imports neither numpy nor Ray, so that a process as small as the holder can use it.
+
+Threading: values and pure functions.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import Any, NamedTuple, Protocol
+
+MAJOR = 7
+MINOR = 40
+"""Protocol that is spoken here: Linux 6.9, the first that can resend. An older kernel's minor is taken instead."""
+OLDEST_MINOR = 31
+"""Linux 5.4: the first with all of what a session cannot do without (long requests, no open, explicit invalidation)."""
+RESENT = 1 << 63
+"""Set in the number of a request that was sent before, to a process that did not answer it."""
+PAGE_BYTES = 4096
+MAX_READ_BYTES = 2**20
+"""Longest READ. Longer ones would need ``fs.fuse.max_pages_limit`` raised on the machine."""
+MAX_WRITE_BYTES = 4096
+"""What the kernel must allow at least. Nothing is written here, and the kernel refuses a read buffer smaller than
+this plus its headers (EINVAL, for ever), so the least is the best."""
+REQUEST_BYTES = 2**16
+"""Read buffer: the longest request of a read-only mount is a batch of FORGETs, which is as long as the buffer."""
+MAX_BACKGROUND = 64
+"""Read-aheads that may be under way at once. The kernel's own 12 are too few for misses of several readers."""
+LIFETIME_S = 10 * 365 * 86_400
+"""How long the kernel may trust an entry and its attributes. Rows of a manifest never change, and what a refresh
+changes is invalidated by name, so nothing is ever wrong for having been kept."""
+
+
+class Op(IntEnum):
+    """Request numbers that mean something here; others are answered ENOSYS."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    IOCTL = 39
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    STATX = 52
+
+
+class Notify(IntEnum):
+    """Messages that nobody asked for."""
+
+    INVAL_INODE = 2
+    INVAL_ENTRY = 3
+    RETRIEVE = 5
+    RESEND = 7
+
+
+class Flag(IntFlag):
+    """What INIT agrees. Those of the upper 32 bits travel in a field of their own."""
+
+    ASYNC_READ = 1 << 0
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    ASYNC_DIO = 1 << 15
+    NO_OPEN_SUPPORT = 1 << 17
+    PARALLEL_DIROPS = 1 << 18
+    ABORT_ERROR = 1 << 21
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24
+    EXPLICIT_INVAL_DATA = 1 << 25
+    INIT_EXT = 1 << 30
+    HAS_RESEND = 1 << 39
+
+
+WANTED = (
+    Flag.ASYNC_READ
+    | Flag.DO_READDIRPLUS
+    | Flag.READDIRPLUS_AUTO
+    | Flag.ASYNC_DIO
+    | Flag.NO_OPEN_SUPPORT
+    | Flag.PARALLEL_DIROPS
+    | Flag.ABORT_ERROR
+    | Flag.MAX_PAGES
+    | Flag.CACHE_SYMLINKS
+    | Flag.NO_OPENDIR_SUPPORT
+    | Flag.EXPLICIT_INVAL_DATA
+    | Flag.INIT_EXT
+    | Flag.HAS_RESEND
+)
+"""Never WRITEBACK_CACHE or AUTO_INVAL_DATA: the first is for writers, the second drops pages when an mtime looks new."""
+NEEDED = Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT
+
+_ATTR = "QQQqqq10I"
+_IN_HEADER = Struct("=IIQQIIIHH")
+_OUT_HEADER = Struct("=IiQ")
+_READ_IN = Struct("=QQII")
+_INTERRUPT_IN = Struct("=Q")
+_INIT_IN = Struct("=IIII")
+_INIT_IN_FLAGS2 = Struct("=I")
+_INIT_OUT = Struct("=4I2H2I2HI28x")
+_ENTRY_OUT = Struct("=4Q2I" + _ATTR)
+_ATTR_OUT = Struct("=QII" + _ATTR)
+_DIRENT = Struct("=QQII")
+_DIRENTPLUS = Struct("=4Q2I" + _ATTR + "QQII")
+_STATFS_OUT = Struct("=5Q3I28x")
+_INVAL_INODE_OUT = Struct("=Qqq")
+_INVAL_ENTRY_OUT = Struct("=QII")
+_RETRIEVE_OUT = Struct("=QQQII")
+
+IN_HEADER_BYTES = _IN_HEADER.size
+OUT_HEADER_BYTES = _OUT_HEADER.size
+NEGATIVE_ENTRY = _ENTRY_OUT.pack(0, 0, LIFETIME_S, 0, 0, 0, *(0,) * 16)
+"""LOOKUP's answer for a name that is certainly not there: the kernel remembers that, too."""
+
+_FILE_MODE = stat.S_IFREG | 0o444
+_DIRECTORY_MODE = stat.S_IFDIR | 0o555
+_FILE_TYPE = stat.S_IFREG >> 12
+_DIRECTORY_TYPE = stat.S_IFDIR >> 12
+_PADDING = tuple(bytes(-length % 8) for length in range(8))
+_SECOND_NS = 10**9
+
+
+class Malformed(Exception):
+    """A message that is not what its header says. ``unique`` is None when not even the header can be believed."""
+
+    def __init__(self, reason: str, unique: int | None = None) -> None:
+        super().__init__(reason)
+        self.unique = unique
+
+
+class Request(NamedTuple):
+    """A request with the arguments of its kind; those of other kinds keep their defaults."""
+
+    opcode: int
+    unique: int
+    """To be repeated in the answer as it came, RESENT included."""
+    nodeid: int
+    pid: int
+    """Thread that asks; 0 where it is not visible from here."""
+    name: bytes = b""
+    offset: int = 0
+    size: int = 0
+    target: int = 0
+    """INTERRUPT: number of the request that is no longer waited for."""
+
+
+class Offer(NamedTuple):
+    """INIT: what the kernel can do."""
+
+    unique: int
+    major: int
+    minor: int
+    flags: int
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What INIT agreed. With this and the descriptor, another process can go on with a session."""
+
+    minor: int
+    flags: int
+    max_write: int
+    max_pages: int
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel sends requests again that a dead process left unanswered (Linux 6.9)."""
+        return bool(self.flags & Flag.HAS_RESEND)
+
+    def to_json(self) -> dict[str, int]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Agreed:
+        """The value that ``to_json`` wrote."""
+        return Agreed(**{name: int(value) for name, value in data.items()})
+
+
+class AttrLike(Protocol):
+    """``vfs.Attr``, without importing what it stands on."""
+
+    @property
+    def ino(self) -> int: ...
+    @property
+    def is_dir(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+
+
+def parse(buffer: memoryview, length: int) -> Request:
+    """The request in the first ``length`` bytes of ``buffer``. Raises Malformed."""
+    if length < IN_HEADER_BYTES:
+        raise Malformed(f"{length} bytes are no request")
+    size, opcode, unique, nodeid, _, _, pid, _, _ = _IN_HEADER.unpack_from(buffer)
+    if size != length:
+        raise Malformed(f"request of {length} bytes says that it has {size}")
+    try:
+        if opcode in _RANGED:
+            _, offset, size, _ = _READ_IN.unpack_from(buffer[:length], IN_HEADER_BYTES)
+            return Request(opcode, unique, nodeid, pid, b"", offset, size)
+        if opcode == Op.LOOKUP:
+            return Request(opcode, unique, nodeid, pid, _name(buffer[IN_HEADER_BYTES:length]))
+        if opcode == Op.INTERRUPT:
+            (target,) = _INTERRUPT_IN.unpack_from(buffer[:length], IN_HEADER_BYTES)
+            return Request(opcode, unique, nodeid, pid, target=target)
+    except Exception as error:  # struct.error or ValueError: the body is shorter than its kind, or no name
+        raise Malformed(f"request {opcode}: {error}", unique) from error
+    return Request(opcode, unique, nodeid, pid)
+
+
+_RANGED = frozenset({int(Op.READ), int(Op.READDIR), int(Op.READDIRPLUS)})
+
+
+def _name(body: memoryview) -> bytes:
+    name = bytes(body)
+    if name.find(b"\0") != len(name) - 1 or len(name) < 2:
+        raise ValueError("not a name that ends with its only NUL")
+    return name[:-1]
+
+
+def parse_init(buffer: memoryview, length: int) -> Offer:
+    """The kernel's offer in an INIT request. Raises Malformed when it is none, or a truncated one."""
+    request = parse(buffer, length)
+    if request.opcode != Op.INIT:
+        raise Malformed(f"request {request.opcode} in place of INIT", request.unique)
+    if length < IN_HEADER_BYTES + _INIT_IN.size:
+        raise Malformed("INIT without flags", request.unique)
+    major, minor, _, flags = _INIT_IN.unpack_from(buffer, IN_HEADER_BYTES)
+    flags2_at = IN_HEADER_BYTES + _INIT_IN.size
+    if flags & Flag.INIT_EXT and length >= flags2_at + _INIT_IN_FLAGS2.size:
+        flags |= _INIT_IN_FLAGS2.unpack_from(buffer, flags2_at)[0] << 32
+    return Offer(request.unique, major, minor, flags)
+
+
+def agree(offer: Offer) -> Agreed | None:
+    """What to agree on, or None when the kernel is too old for a session of this kind."""
+    if offer.major != MAJOR or offer.minor < OLDEST_MINOR or offer.flags & NEEDED != NEEDED:
+        return None
+    return Agreed(
+        minor=min(MINOR, offer.minor),
+        flags=int(WANTED & offer.flags),
+        max_write=MAX_WRITE_BYTES,
+        max_pages=MAX_READ_BYTES // PAGE_BYTES,
+    )
+
+
+def pack_init(agreed: Agreed) -> bytes:
+    """INIT's answer."""
+    return _INIT_OUT.pack(
+        MAJOR,
+        agreed.minor,
+        MAX_READ_BYTES,
+        agreed.flags & 0xFFFFFFFF,
+        MAX_BACKGROUND,
+        MAX_BACKGROUND * 3 // 4,
+        agreed.max_write,
+        1,
+        agreed.max_pages,
+        0,
+        agreed.flags >> 32,
+    )
+
+
+def pack_major() -> bytes:
+    """INIT's answer to a kernel of a later major version, which then offers again in this one."""
+    return _INIT_OUT.pack(MAJOR, MINOR, *(0,) * 9)
+
+
+def pack_header(unique: int, length: int) -> bytes:
+    """Header of an answer whose body has ``length`` bytes."""
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + length, 0, unique)
+
+
+def pack_error(unique: int, errno: int) -> bytes:
+    """A whole answer that says no."""
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES, -errno, unique)
+
+
+def pack_statfs(size_bytes: int, files: int, name_max: int) -> bytes:
+    """STATFS: full, for nothing can be added."""
+    return _STATFS_OUT.pack(-(-size_bytes // PAGE_BYTES), 0, 0, files, 0, PAGE_BYTES, name_max, PAGE_BYTES)
+
+
+def pack_inval_inode(nodeid: int) -> bytes:
+    """Notification: forget the attributes and all cached bytes of a file, or of a directory its listing."""
+    return _notification(Notify.INVAL_INODE, _INVAL_INODE_OUT.pack(nodeid, 0, 0))
+
+
+def pack_inval_entry(parent: int, name: bytes) -> bytes:
+    """Notification: forget what a name meant, or that it meant nothing."""
+    return _notification(Notify.INVAL_ENTRY, _INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
+
+
+def pack_resend() -> bytes:
+    """Notification: send again what was read and not answered."""
+    return _notification(Notify.RESEND, b"")
+
+
+def pack_retrieve(nodeid: int) -> bytes:
+    """Notification: send a NOTIFY_REPLY with no bytes of a file. Wakes whoever reads the device."""
+    return _notification(Notify.RETRIEVE, _RETRIEVE_OUT.pack(0, nodeid, 0, 0, 0))
+
+
+def _notification(code: Notify, body: bytes) -> bytes:
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), code, 0) + body
+
+
+class Packer:
+    """Packs attributes for a mount: all that is shown belongs to its owner and cannot be written."""
+
+    def __init__(self, uid: int, gid: int) -> None:
+        self._uid = uid
+        self._gid = gid
+
+    def _fields(self, attr: AttrLike) -> tuple[int, ...]:
+        second, nsec = divmod(attr.mtime_ns, _SECOND_NS)
+        mode, nlink = (_DIRECTORY_MODE, 2) if attr.is_dir else (_FILE_MODE, 1)
+        size = attr.size
+        return (
+            attr.ino, size, (size + 511) // 512, second, second, second, nsec, nsec, nsec,
+            mode, nlink, self._uid, self._gid, 0, PAGE_BYTES, 0,
+        )  # fmt: skip
+
+    def entry(self, attr: AttrLike) -> bytes:
+        """LOOKUP: a name that is there."""
+        return _ENTRY_OUT.pack(attr.ino, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr))
+
+    def attr(self, attr: AttrLike) -> bytes:
+        """GETATTR."""
+        return _ATTR_OUT.pack(LIFETIME_S, 0, 0, *self._fields(attr))
+
+    def directory(self, entries: Iterable[tuple[bytes, AttrLike, int]], size: int) -> bytes:
+        """READDIR: as many ``(name, attributes, offset of the next one)`` as fit into ``size`` bytes."""
+        return _packed(map(_dirent, entries), size)
+
+    def directory_plus(self, entries: Iterable[tuple[bytes, AttrLike, int]], size: int) -> bytes:
+        """READDIRPLUS: the same with attributes, each a LOOKUP that need not be asked."""
+        return _packed(map(self._direntplus, entries), size)
+
+    def _direntplus(self, entry: tuple[bytes, AttrLike, int]) -> bytes:
+        name, attr, offset = entry
+        ino, length = attr.ino, len(name)
+        kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
+        # No node behind "." and "..": the kernel knows them, and would count a lookup that it never forgets.
+        nodeid = 0 if name in _DOTS else ino
+        head = _DIRENTPLUS.pack(
+            nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, offset, length, kind
+        )
+        return head + name + _PADDING[length % 8]
+
+
+_DOTS = frozenset({b".", b".."})
+
+
+def _dirent(entry: tuple[bytes, AttrLike, int]) -> bytes:
+    name, attr, offset = entry
+    length = len(name)
+    kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
+    return _DIRENT.pack(attr.ino, offset, length, kind) + name + _PADDING[length % 8]
+
+
+def _packed(records: Iterable[bytes], size: int) -> bytes:
+    found: list[bytes] = []
+    for record in records:
+        size -= len(record)
+        if size < 0:
+            break
+        found.append(record)
+    return b"".join(found)

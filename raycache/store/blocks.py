@@ -1,0 +1,326 @@
+"""The blocks of one worker: answers reads, fills blocks, keeps them within a quota.
+
+A read that misses is answered as soon as its own bytes are there. A block touched once is only probed; touched in a
+second place, or asked for by a large part, it is filled in the background, once, whoever waits for it. When the quota
+is reached nothing is evicted: reads go through to the source and are counted (policy ``keep``).
+
+Bounds: bytes kept by ``quota_bytes`` (reserved before the first byte of a fill is fetched), fills under way by
+FILLS_MAX, bytes of probes by PROBE_BYTES, requests under way by the number of fetchers. Readers wait in their callers'
+threads, which the actor bounds.
+
+Threading: one lock for all state; sources and the block memory are used outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from raycache.core.values import BlockPlan, Failed, Fetch, Part
+from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
+from raycache.store.flight import Flight
+from raycache.ufs.sources import Sources
+
+FILLS_MAX = 16
+"""Blocks filled at once: half a gigabyte of parts on their way at the usual block size."""
+PROBE_BYTES = 64 * 2**20
+PROBES_MAX = 4096
+_SEAL = -1
+
+
+class BlockMemory(Protocol):
+    """Where sealed blocks lie: plasma in a worker, plain memory in tests."""
+
+    def put(self, block: bytearray) -> tuple[Any, memoryview]:
+        """Keep a block until the returned handle is dropped. Raises Unavailable when there is no room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A sealed block. Dropping the last reference to ``handle`` frees its memory."""
+
+    handle: Any
+    view: memoryview
+    holes: tuple[tuple[int, int], ...]
+    dataset: str
+
+
+@dataclass
+class Counters:
+    """What a worker did since it started. Reads are ranges asked for; a miss waited for the source."""
+
+    reads: int = 0
+    hits: int = 0
+    misses: int = 0
+    read_through: int = 0
+    """Misses on a block that did not fit into the quota."""
+    ufs_requests: int = 0
+    ufs_bytes: int = 0
+    ufs_errors: int = 0
+    changed: int = 0
+    """Parts whose file was no longer the one listed."""
+    not_kept: int = 0
+    """Blocks fetched whole and not kept: the store had no room, or the source failed."""
+
+
+Answer = Kept | bytes | Failed
+
+
+class BlockStore:
+    """All blocks of one worker. ``start`` before use, ``stop`` after."""
+
+    def __init__(self, memory: BlockMemory, sources: Sources, quota_bytes: int, fetchers: int) -> None:
+        self.quota_bytes = quota_bytes
+        self._memory = memory
+        self._sources = sources
+        self._counters = Counters()
+        self._kept: dict[bytes, Kept] = {}
+        self._reserved_bytes = 0
+        self._flights: OrderedDict[bytes, Flight] = OrderedDict()
+        self._demands: deque[tuple[Flight, int]] = deque()
+        self._fills: deque[Flight] = deque()
+        self._filling = 0
+        self._probe_bytes = 0
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._arrival = threading.Condition(self._lock)
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._fetch_loop, name=f"fetch-{n}", daemon=True) for n in range(fetchers)
+        ]
+
+    def start(self) -> None:
+        """Start the fetchers."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop the fetchers; requests under way end by their own deadline."""
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+            self._arrival.notify_all()
+
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[Answer]:
+        """Answer reads: a Kept block where it is held and wanted whole, the bytes of the range, or a Failed.
+
+        All of them are asked for before the first is waited for. After ``timeout_s`` the rest fails as Unavailable.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            begun = [self._begin(request) for request in requests]
+            return [
+                answer if flight is None else self._await(request, flight, deadline)
+                for request, (answer, flight) in zip(requests, begun, strict=True)
+            ]
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``."""
+        with self._lock:
+            datasets: dict[str, int] = {}
+            for kept in self._kept.values():
+                datasets[kept.dataset] = datasets.get(kept.dataset, 0) + len(kept.view)
+            return {
+                "mem_bytes": sum(datasets.values()),
+                "mem_quota_bytes": self.quota_bytes,
+                "blocks": len(self._kept),
+                "filling": self._filling,
+                "datasets": datasets,
+                "counters": asdict(self._counters),
+            }
+
+    def check(self) -> None:
+        """Invariants, for tests: reserved bytes are those of kept blocks and fills, and within the quota."""
+        with self._lock:
+            kept = sum(len(block.view) for block in self._kept.values())
+            filling = sum(flight.plan.size_bytes for flight in self._flights.values() if flight.filling)
+            assert self._reserved_bytes == kept + filling, (self._reserved_bytes, kept, filling)
+            assert self._reserved_bytes <= self.quota_bytes
+            probes = sum(flight.fetched_bytes for flight in self._flights.values() if not flight.filling)
+            assert self._probe_bytes == probes, (self._probe_bytes, probes)
+            assert self._filling == sum(flight.filling for flight in self._flights.values())
+
+    def _begin(self, request: Fetch) -> tuple[Answer, Flight | None]:
+        """Answer at once (no flight), or see to it that the wanted parts are on their way."""
+        self._counters.reads += 1
+        kept = self._kept.get(request.block_id)
+        stop = request.offset + request.length
+        if kept is not None:
+            if any(start < stop and request.offset < end for start, end in kept.holes):
+                return Failed(self._hole_error(request)), None
+            self._counters.hits += 1
+            return (kept if request.whole else bytes(kept.view[request.offset : stop])), None
+        flight = self._flights.get(request.block_id)
+        if flight is None:
+            flight = self._flights[request.block_id] = Flight(BlockPlan.unpack(request.packed_plan))
+        self._flights.move_to_end(request.block_id)
+        numbers = flight.covering(request.offset, request.length)
+        touched = flight.touched
+        for number in numbers:
+            flight.forget_failure(number)
+        new = [number for number in numbers if flight.is_new(number)]
+        for number in new:
+            flight.queue(number)
+            self._demands.append((flight, number))
+        if all(flight.is_settled(number) for number in numbers):
+            self._counters.hits += 1
+        else:
+            self._counters.misses += 1
+        sweep = (touched and bool(new)) or len(numbers) * 2 > len(flight.plan.parts) or flight.is_complete
+        if sweep and not flight.filling:
+            self._fill(flight)
+        if new:
+            self._work.notify(len(new))
+        flight.waiters += 1
+        return b"", flight
+
+    def _fill(self, flight: Flight) -> None:
+        """Turn a probe into a fill, if the quota allows it."""
+        size_bytes = flight.plan.size_bytes
+        if self._reserved_bytes + size_bytes > self.quota_bytes:
+            self._counters.read_through += 1
+            return
+        if self._filling >= FILLS_MAX:
+            return  # the next touch tries again
+        self._reserved_bytes += size_bytes
+        self._filling += 1
+        flight.filling = True
+        self._probe_bytes -= flight.fetched_bytes
+        self._fills.append(flight)
+        self._work.notify_all()
+
+    def _await(self, request: Fetch, flight: Flight, deadline: float) -> Answer:
+        numbers = flight.covering(request.offset, request.length)
+        try:
+            while not all(flight.is_settled(number) for number in numbers):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or self._stopping:
+                    path = flight.plan.parts[numbers[0]].path
+                    return Failed(Unavailable(f"{flight.plan.dataset}: {path} did not arrive in time from its source"))
+                self._arrival.wait(left_s)
+            return flight.read(request.offset, request.length)
+        except RaycacheError as error:
+            return Failed(error)
+        finally:
+            flight.waiters -= 1
+            self._trim_probes()
+
+    def _fetch_loop(self) -> None:
+        while True:
+            with self._lock:
+                job = self._next_job()
+                while job is None:
+                    if self._stopping:
+                        return
+                    self._work.wait()
+                    job = self._next_job()
+            flight, number = job
+            if number == _SEAL:
+                self._seal(flight)
+            else:
+                self._fetch_part(flight, number)
+
+    def _next_job(self) -> tuple[Flight, int] | None:
+        """Demands first, then the fill that has been waiting longest."""
+        while self._demands:
+            flight, number = self._demands.popleft()
+            if flight.begin(number):
+                return flight, number
+        while self._fills:
+            flight = self._fills[0]
+            part = flight.next_fill()
+            if part is not None:
+                return flight, part
+            self._fills.popleft()
+            if (
+                flight.is_complete and not flight.sealing
+            ):  # its parts came one by one while it was a probe: nothing left but to seal it
+                flight.sealing = True
+                return flight, _SEAL
+        return None
+
+    def _fetch_part(self, flight: Flight, number: int) -> None:
+        part = flight.plan.parts[number]
+        error: Exception | None = None
+        data: Any = b""
+        try:
+            data = self._sources.call(
+                flight.plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
+            )
+        except RaycacheError as known:
+            error = known
+        except Exception as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
+            error = SourceUnavailable(f"{flight.plan.dataset}: {part.path}: {type(unknown).__name__}: {unknown}")
+        with self._lock:
+            self._counters.ufs_requests += 1
+            if error is None:
+                self._counters.ufs_bytes += part.length
+                self._probe_bytes += 0 if flight.filling else part.length
+                flight.arrived(number, data)
+            else:
+                self._counters.ufs_errors += 1
+                self._counters.changed += isinstance(error, Changed)
+                flight.failed(number, error)
+            self._arrival.notify_all()
+            done = flight.filling and flight.is_complete and not flight.sealing
+            flight.sealing = flight.sealing or done
+            if not done and error is not None and flight.filling and not isinstance(error, Changed):
+                self._give_up(flight)
+        if done:
+            self._seal(flight)
+
+    def _give_up(self, flight: Flight) -> None:
+        """The source failed in the middle of a fill: fetch no more of it than readers ask for."""
+        self._counters.not_kept += 1
+        self._end_fill(flight)
+        self._reserved_bytes -= flight.plan.size_bytes
+        self._probe_bytes += flight.fetched_bytes
+
+    def _end_fill(self, flight: Flight) -> None:
+        flight.filling = False
+        self._filling -= 1
+        if flight in self._fills:
+            self._fills.remove(flight)
+
+    def _seal(self, flight: Flight) -> None:
+        kept: Kept | None = None
+        if flight.can_be_kept:
+            try:
+                handle, view = self._memory.put(flight.assemble())
+                kept = Kept(handle, view, flight.holes(), flight.plan.dataset)
+            except Unavailable:
+                kept = None
+        with self._lock:
+            flight.sealing = False
+            if kept is None:
+                self._give_up(flight)
+                return
+            self._end_fill(flight)
+            self._kept[flight.plan.block_id] = kept
+            self._flights.pop(flight.plan.block_id, None)
+
+    def _trim_probes(self) -> None:
+        """Let go of probes, oldest first, beyond their bounds; none that somebody waits for."""
+        while self._probe_bytes > PROBE_BYTES or len(self._flights) > PROBES_MAX:
+            flights = self._flights.values()
+            oldest = next((one for one in flights if not one.filling and not one.waiters and one.idle), None)
+            if oldest is None:
+                return
+            del self._flights[oldest.plan.block_id]
+            self._probe_bytes -= oldest.fetched_bytes
+
+    def _hole_error(self, request: Fetch) -> Exception:
+        plan = BlockPlan.unpack(request.packed_plan)
+        stop = request.offset + request.length
+        path = next(part.path for part in plan.parts if request.offset < _end(part) and part.block_offset < stop)
+        self._counters.changed += 1
+        return Changed(f"{plan.dataset}: {path} changed since it was listed; refresh its directory")
+
+
+def _end(part: Part) -> int:
+    return part.block_offset + part.length

@@ -1,0 +1,49 @@
+"""Open under file systems by dataset name, for the processes that talk to them: the master and the workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from raycache.errors import AccessDenied
+from raycache.ufs.base import Limits, UnderFileSystem
+from raycache.ufs.registry import open_ufs
+
+SourceAccess = tuple[str, Mapping[str, Any]]
+"""A source URI and the options to open it with. Holds secrets: never log it."""
+_Result = TypeVar("_Result")
+
+
+class Sources:
+    """Adapters, opened on first use. Thread-safe."""
+
+    def __init__(self, access: Callable[[str], SourceAccess], limits: Limits) -> None:
+        """``access``: looks a dataset up by name; raises NotFound."""
+        self._access = access
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._open: dict[str, UnderFileSystem] = {}
+
+    def call(self, dataset: str, use: Callable[[UnderFileSystem], _Result]) -> _Result:
+        """Use a dataset's adapter. Refused credentials are looked up anew once: they may have been replaced."""
+        try:
+            return use(self._adapter(dataset))
+        except AccessDenied:
+            self.forget(dataset)
+            return use(self._adapter(dataset))
+
+    def forget(self, dataset: str) -> None:
+        """Open the dataset anew at its next use."""
+        with self._lock:
+            self._open.pop(dataset, None)
+
+    def _adapter(self, dataset: str) -> UnderFileSystem:
+        with self._lock:
+            adapter = self._open.get(dataset)
+        if adapter is None:
+            source, options = self._access(dataset)
+            adapter = open_ufs(source, options, self._limits)
+            with self._lock:
+                adapter = self._open.setdefault(dataset, adapter)
+        return adapter
