@@ -1,1 +1,187 @@
-"""raycache: a distributed cache for training data, made of Ray actors."""
+"""raycache: a distributed cache for training data, made of Ray actors.
+
+    ray.init()
+    with raycache.mount("s3://bucket/train", "/mnt/train"):
+        ...
+
+Importing this module imports neither Ray nor FUSE nor torch: each verb brings what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raycache.actors.cluster import Cluster
+    from raycache.client.filesystem import FileSystem
+    from raycache.core.values import Dataset, Stat
+    from raycache.fsspec import RaycacheFileSystem
+    from raycache.fuse.mount import Mount
+
+__all__ = [
+    "dataset",
+    "disconnect",
+    "exists",
+    "filesystem",
+    "glob",
+    "init",
+    "listdir",
+    "mount",
+    "open",
+    "read_many",
+    "refresh",
+    "scandir",
+    "shutdown",
+    "stat",
+    "status",
+    "unmount",
+    "walk",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # looked up when asked for: importlib.metadata takes longer than all of this module
+        from importlib.metadata import version
+
+        return version("raycache")
+    raise AttributeError(f"module 'raycache' has no attribute {name!r}")
+
+
+def init(**settings: Any) -> None:
+    """Connect, starting what is missing, with settings other than the defaults (see ``raycache.config.Settings``).
+
+    Only needed to change settings: every other verb connects by itself. ``init(mem="8GB")``.
+    Raises InvalidInput, ClusterUnavailable, AccessDenied.
+    """
+    from raycache.config import load_settings
+
+    _cluster(load_settings(**settings))
+
+
+def mount(
+    source: str,
+    mountpoint: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    allow_other: bool = False,
+) -> Mount:
+    """Show a source read-only at ``mountpoint``; usable in a ``with``. See ``raycache.fuse.mount.mount``."""
+    from raycache.fuse.mount import mount as make
+
+    return make(source, mountpoint, name=name, options=options, allow_other=allow_other, settings=_settings())
+
+
+def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
+    """End a mount. Raises MountError when it is busy (unless ``lazy``) or not one of ours."""
+    from raycache.fuse.mount import unmount as end
+
+    end(mountpoint, lazy=lazy)
+
+
+def dataset(name: str, source: str, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Name a source; its files are then ``raycache://name/path`` as well.
+
+    Raises InvalidInput (name or source taken), NotFound, AccessDenied, SourceUnavailable; then nothing was made.
+    """
+    from raycache.core.paths import parse_uri
+    from raycache.ufs.credentials import capture
+    from raycache.ufs.registry import OBJECT_SCHEMES
+
+    family = OBJECT_SCHEMES.get(parse_uri(source).scheme, "")
+    return _files().attach(source, name, capture(family, options))
+
+
+def open(
+    uri: str, mode: str = "rb", *, buffering: int = -1, encoding: str | None = None, newline: str | None = None
+) -> IO[Any]:
+    """Open a file of a dataset, as the builtin does. Raises NotFound, IsADirectory, ReadOnly, InvalidInput."""
+    return _files().open(uri, mode, buffering=buffering, encoding=encoding, newline=newline)
+
+
+def read_many(uris: Sequence[str]) -> list[memoryview]:
+    """Whole files, in order: one call per owner for all that is not mapped here, no call for the rest."""
+    return _files().read_many(uris)
+
+
+def listdir(uri: str) -> list[str]:
+    """Names in a directory, sorted. Raises NotFound, NotADirectory."""
+    return _files().listdir(uri)
+
+
+def scandir(uri: str) -> list[Stat]:
+    """Entries of a directory with size, time and version, by name. Raises NotFound, NotADirectory."""
+    return _files().scandir(uri)
+
+
+def stat(uri: str) -> Stat:
+    """What is known of a file or directory. Raises NotFound, NotADirectory."""
+    return _files().stat(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether a known dataset has this file or directory."""
+    return _files().exists(uri)
+
+
+def glob(pattern: str) -> list[str]:
+    """URIs that match ``*``, ``?``, ``[...]`` and ``**``, sorted."""
+    return _files().glob(pattern)
+
+
+def walk(uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, top down."""
+    return _files().walk(uri)
+
+
+def refresh(uri: str) -> int:
+    """List a directory anew from its source and return its version. Mounts made before keep what they show."""
+    return _files().refresh(uri)
+
+
+def filesystem() -> RaycacheFileSystem:
+    """The fsspec file system (protocol ``raycache``), which takes the sources' own URIs too."""
+    from raycache.fsspec import RaycacheFileSystem
+
+    return RaycacheFileSystem()
+
+
+def status() -> dict[str, Any]:
+    """Master, workers, datasets, counters and the mounts of this node, as plain values that print as JSON."""
+    from raycache.fuse.mount import list_mounts
+
+    cluster = _cluster(start=False)
+    return {**cluster.status(), "mounts": list_mounts(cluster.settings)}
+
+
+def disconnect() -> None:
+    """Forget this process's connection; the cache goes on."""
+    from raycache.actors.cluster import disconnect as forget
+
+    forget()
+
+
+def shutdown() -> None:
+    """End the cache's actors on this cluster. Memory is freed, sources are untouched, mounts of it end in errors."""
+    cluster = _cluster(start=False)
+    cluster.stop()
+    disconnect()
+
+
+def _cluster(settings: Any = None, *, start: bool = True) -> Cluster:
+    from raycache.actors.cluster import current
+
+    return current(settings, start=start)
+
+
+def _settings() -> Any:
+    """Settings of the connection that this process has, so that a mount uses what ``init`` was given."""
+    from raycache.actors.cluster import connected_settings
+
+    return connected_settings()
+
+
+def _files() -> FileSystem:
+    return _cluster().files

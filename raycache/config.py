@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,11 @@ from pydantic_settings import (
 )
 
 from raycache.errors import InvalidInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _UNITS = {
     "": 1, "b": 1,
@@ -37,13 +44,13 @@ def parse_size(text: str | int) -> int:
 
     Raises InvalidInput when the text is no size.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
-    match = _SIZE.match(text)
+    match = _SIZE.match(text) if isinstance(text, str) else None
     unit = match and _UNITS.get(match.group(2).lower())
     if not match or not unit:
         raise InvalidInput(f"{text!r} is not a size; write for example 512MiB or 8GB")
-    return int(float(match.group(1)) * unit)
+    return int(Decimal(match.group(1)) * unit)
 
 
 def parse_memory(text: str | int, total_bytes: int) -> int:
@@ -54,7 +61,7 @@ def parse_memory(text: str | int, total_bytes: int) -> int:
     share = _SHARE.match(text) if isinstance(text, str) else None
     if share is None:
         return parse_size(text)
-    percent = float(share.group(1))
+    percent = Decimal(share.group(1))
     if percent > 100:
         raise InvalidInput(f"{text!r}: a share of the object store is at most 100%")
     return int(total_bytes * percent / 100)
@@ -66,7 +73,7 @@ def _check_memory(text: str | int) -> str | int:
 
 
 def _config_file() -> Path:
-    return Path(os.environ.get("RAYCACHE_CONFIG", "~/.config/raycache/config.toml")).expanduser()
+    return Path(os.environ.get("RAYCACHE_CONFIG") or "~/.config/raycache/config.toml").expanduser()
 
 
 def _default_state_dir() -> Path:
@@ -75,14 +82,14 @@ def _default_state_dir() -> Path:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-Memory = Annotated[str | int, AfterValidator(_check_memory)]
+Memory = Annotated[str | int, BeforeValidator(_check_memory)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class Settings(BaseSettings):
     """What a cache is made with. Frozen and picklable: master, workers and gateways get it as an argument."""
 
-    model_config = SettingsConfigDict(env_prefix="RAYCACHE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RAYCACHE_", frozen=True, extra="forbid")
 
     address: str | None = None
     """Ray cluster to join, ``host:port``; None finds the one on this machine."""
@@ -93,15 +100,15 @@ class Settings(BaseSettings):
     mem: Memory = "40%"
     """What each worker may keep in plasma: a size, or a share of its node's object store. Above about half,
     Ray begins to spill."""
-    block_bytes: Size = 32 * 2**20
+    block_bytes: Size = Field(default=32 * 2**20, gt=0)
     """Size of a block: small files are packed up to it, large ones are cut into it."""
     fetch_concurrency: int = Field(default=32, ge=1, le=1024)
     """Requests to the under file system that one worker has under way."""
-    connect_timeout_s: float = Field(default=10.0, gt=0)
+    connect_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """How long to wait for Ray, and for an under file system to accept a connection."""
-    request_timeout_s: float = Field(default=60.0, gt=0)
+    request_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Deadline of one request to an under file system, retries included."""
-    read_timeout_s: float = Field(default=120.0, gt=0)
+    read_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Deadline of one read through the cache, whatever dies meanwhile; then the reader gets an error."""
 
     @classmethod
@@ -123,16 +130,24 @@ def load_settings(**overrides: Any) -> Settings:
     Raises InvalidInput for an unknown name or a value that does not fit, and says where it came from.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    known = ", ".join(sorted(Settings.model_fields))
     unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
-        known = ", ".join(sorted(Settings.model_fields))
         raise InvalidInput(f"no setting named {', '.join(unknown)}; there are {known}")
+    file = _config_file()
+    if os.environ.get("RAYCACHE_CONFIG") and not file.is_file():
+        raise InvalidInput(f"RAYCACHE_CONFIG names {file}, which is no file")
     try:
         return Settings(**given)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise InvalidInput(f"{file}: no setting named {name}; there are {known}") from error
         raise InvalidInput(
-            f"setting {name} = {first['input']!r}: {first['msg']} "
-            f"(from an argument, RAYCACHE_{name.upper()} or {_config_file()})"
+            f"setting {name} = {first['input']!r}: {first['msg']} (from an argument, RAYCACHE_{name.upper()} or {file})"
         ) from error

@@ -22,7 +22,7 @@ from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Fetch, Fetched, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
 
 VIEW_BYTES_MIN = 256 * 2**20
@@ -34,6 +34,8 @@ class RemoteMaster:
     """The client's MasterApi over Ray. Ray itself repeats calls while the master restarts."""
 
     def __init__(self, handle: Any, settings: Settings) -> None:
+        self.calls = 0
+        """Calls made, for counting what a read costs; a lost update under contention does not matter."""
         self._handle = handle
         # A listing takes as long as the source takes; the rest of the deadline covers a restart of the master.
         self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
@@ -73,6 +75,7 @@ class RemoteMaster:
         return self._call("status")  # type: ignore[no-any-return]
 
     def _call(self, method: str, *args: Any) -> Any:
+        self.calls += 1
         try:
             return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
         except WorkerLost as error:
@@ -83,6 +86,8 @@ class RemotePool:
     """The client's WorkerPool over Ray."""
 
     def __init__(self, master: RemoteMaster, namespace: str) -> None:
+        self.calls = 0
+        """Calls made to workers, as in RemoteMaster."""
         self._master = master
         self._namespace = namespace
         self._node_id = ray.get_runtime_context().get_node_id()
@@ -105,6 +110,7 @@ class RemotePool:
         """See WorkerPool."""
         under_way: dict[str, Any] = {}
         answers: dict[str, Sequence[Fetched] | WorkerLost] = {}
+        self.calls += len(calls)
         for worker_id, requests in calls.items():
             try:
                 under_way[worker_id] = self._handle(worker_id).fetch.remote(list(requests), timeout_s)
@@ -121,11 +127,15 @@ class RemotePool:
         what = f"worker {worker_id[:8]}"
         # The worker gives up at timeout_s and says why; only one that is stuck or dead needs the extra second.
         wire = get(ref, timeout_s + 1, what)
-        refs = list({id(answer[0][0]): answer[0][0] for answer in wire if isinstance(answer, tuple)}.values())
-        views = dict(zip((ref.binary() for ref in refs), get_views(refs, timeout_s + 1, what), strict=True))
-        return [
-            Sealed(views[answer[0][0].binary()], answer[1]) if isinstance(answer, tuple) else answer for answer in wire
-        ]
+        refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}
+        views = dict(zip(refs, get_views(list(refs.values()), timeout_s + 1, what), strict=True))
+
+        def received(answer: Any) -> Fetched:
+            if isinstance(answer, tuple):
+                return Sealed(views[answer[0][0].binary()], answer[1])
+            return answer if isinstance(answer, Failed) else memoryview(answer).cast("B")
+
+        return [received(answer) for answer in wire]
 
     def _handle(self, worker_id: str) -> Any:
         with self._lock:
@@ -237,6 +247,10 @@ class _Current:
                 raise InvalidInput("this process is connected with other settings; raycache.disconnect() first")
             return self._cluster
 
+    def settings(self) -> Settings | None:
+        with self._lock:
+            return self._cluster.settings if self._cluster is not None else None
+
     def forget(self) -> None:
         with self._lock:
             self._cluster = None
@@ -253,3 +267,8 @@ def current(settings: Settings | None = None, *, start: bool = True) -> Cluster:
 def disconnect() -> None:
     """Forget the connection of this process; the cache goes on."""
     _current.forget()
+
+
+def connected_settings() -> Settings | None:
+    """Settings of this process's connection, or None when it has none yet."""
+    return _current.settings()

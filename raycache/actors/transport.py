@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -31,14 +32,18 @@ def join_ray(settings: Settings) -> str:
     Raises ClusterUnavailable (none there, or not answering within ``connect_timeout_s``), AccessDenied (token).
     """
     if not ray.is_initialized():
-        address = _find_address(settings)
+        address = find_address(settings)
         _check_reachable(address, settings.connect_timeout_s)
         _check_token(address)
         _init(address, settings)
     return str(ray.get_runtime_context().gcs_address)
 
 
-def _find_address(settings: Settings) -> str:
+def find_address(settings: Settings) -> str:
+    """Address of the cluster to join: as set, from RAY_ADDRESS, or of the one on this machine.
+
+    Raises ClusterUnavailable when there is none here, InvalidInput when it is no address of a node.
+    """
     from ray._private import services
 
     given = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -48,7 +53,10 @@ def _find_address(settings: Settings) -> str:
         )
     if given == "local":
         raise InvalidInput("address 'local' would start a cluster that ends with this process; use `raycache start`")
-    address = services.canonicalize_bootstrap_address(given)
+    try:
+        address = services.canonicalize_bootstrap_address(given)
+    except ConnectionError:
+        address = None
     if address is None:
         raise ClusterUnavailable(
             "no Ray cluster found on this machine; start one with `raycache start` or `ray start --head`, "
@@ -78,16 +86,30 @@ def _check_token(address: str) -> None:
             f"{AUTH_MODE}=token but there is no token; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN"
         )
     try:
-        raylet.GcsClient(address=address)
+        with _silent_stderr():
+            raylet.GcsClient(address=address)
     except rx.AuthenticationError as error:
         if AUTH_MODE not in os.environ and loader.has_token(ignore_auth_mode=True):
-            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            setup._enable_token_auth()  # sets the mode for this process and its children
             return _check_token(address)
         raise AccessDenied(
             f"the Ray cluster at {address} refused our token; put the cluster's into ~/.ray/auth_token or "
             f"RAY_AUTH_TOKEN and set {AUTH_MODE}=token"
         ) from error
     return None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ side writes to descriptor 2 what the caller is about to be told, or to put right, anyway."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _init(address: str, settings: Settings) -> None:

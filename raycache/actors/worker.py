@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
 from raycache.actors.plasma import Plasma
 from raycache.actors.transport import get
@@ -17,8 +19,9 @@ from raycache.store.blocks import Answer, BlockStore, Kept
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
-WireAnswer = tuple[Any, tuple[tuple[int, int], ...]] | bytes | Failed
-"""A Kept block crosses as ``([ref], holes)``: in a list, so that Ray passes the ref and not the block."""
+WireAnswer = tuple[Any, tuple[tuple[int, int], ...]] | pickle.PickleBuffer | Failed
+"""A Kept block crosses as ``([ref], holes)``: in a list, so that Ray passes the ref and not the block. Ranges cross as
+PickleBuffers, which spares a copy at either end."""
 
 
 class WorkerActor:
@@ -46,4 +49,6 @@ class WorkerActor:
 
 
 def _to_wire(answer: Answer) -> WireAnswer:
-    return ([answer.handle], answer.holes) if isinstance(answer, Kept) else answer
+    if isinstance(answer, Kept):
+        return [answer.handle], answer.holes
+    return answer if isinstance(answer, Failed) else pickle.PickleBuffer(answer)

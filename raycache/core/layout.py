@@ -37,7 +37,8 @@ def extend_cuts(
     while row < rows:
         start = int(ends[row])
         # The last row that still ends within one block of `start`; empty files ride along for free.
-        fits = int(np.searchsorted(ends, start + block_bytes, side="right")) - 1
+        # A plain int would make numpy convert all of `ends` to float64, at each block.
+        fits = int(np.searchsorted(ends, np.uint64(start + block_bytes), side="right")) - 1
         fits = min(fits, row + BLOCK_FILES)
         if fits > row:
             # `fits` rows end inside; a large file that comes next must begin at a cut, and it does: at ends[fits].

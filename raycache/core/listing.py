@@ -56,9 +56,8 @@ def build(directory: Directory, listing: pa.RecordBatch, dir_ids: NDArray[np.uin
 
     ``listing``: rows of LISTING_SCHEMA from ``prepare_listing``. ``dir_ids``: uint64, one per directory row, in order.
     """
-    is_dir = listing.column("is_dir").to_numpy(zero_copy_only=False)
-    sizes = np.where(is_dir, 0, listing.column("size_bytes").to_numpy(zero_copy_only=False)).astype(np.uint64)
-    ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes, dtype=np.uint64)])
+    is_dir = _flags(listing)
+    ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_sizes(listing), dtype=np.uint64)])
     columns = {
         "names": listing.column("name"),
         "ends": pa.array(ends),
@@ -82,11 +81,10 @@ def append(
     """
     dead, fresh = compare(old, listing)
     added = listing.take(pa.array(fresh))
-    is_dir = added.column("is_dir").to_numpy(zero_copy_only=False)
-    sizes = np.where(is_dir, 0, added.column("size_bytes").to_numpy(zero_copy_only=False)).astype(np.uint64)
+    is_dir = _flags(added)
     first = old.row_count
     before = numbers(old.column("ends"))
-    ends = np.concatenate([before, before[-1] + np.cumsum(sizes, dtype=np.uint64)])
+    ends = np.concatenate([before, before[-1] + np.cumsum(_sizes(added), dtype=np.uint64)])
     directory = replace(old.directory, version=old.directory.version + 1, listed_ns=listed_ns, hidden=hidden)
     columns = {
         "names": _joined(old.column("names"), added.column("name")),
@@ -103,19 +101,22 @@ def append(
 
 def compare(old: Manifest, listing: pa.RecordBatch) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Rows of ``old`` to tombstone, and rows of ``listing`` to append."""
-    fresh: list[int] = []
-    kept: set[int] = set()
-    columns = (listing.column(name).to_pylist() for name in ("name", "is_dir", "size_bytes", "mtime_ns", "etag"))
-    for at, (name, is_dir, size, mtime_ns, etag) in enumerate(zip(*columns, strict=True)):
-        row = old.find(name)
-        if row is not None and is_dir == (old.child_id(row) is not None):
-            version = (old.size(row), old.mtime_ns(row), old.etag(row))
-            if is_dir or version == (size, mtime_ns, (etag or b"").decode()):
-                kept.add(row)
-                continue
-        fresh.append(at)
-    dead = [row for row in old.rows() if row not in kept]
-    return np.asarray(dead, np.uint32), np.asarray(fresh, np.int64)
+    gone = _marked(old.row_count, numbers(old.column("dead_rows")))
+    live = np.flatnonzero(~gone)
+    found = pc.index_in(listing.column("name"), value_set=old.column("names").take(pa.array(live)))
+    at = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))  # rows of the listing that have a name in old
+    rows = live[found.drop_null().to_numpy()]  # and the rows of old that have it
+    listed, picked = listing.take(pa.array(at)), pa.array(rows)
+    is_dir = _flags(listed)
+    was_dir = _marked(old.row_count, numbers(old.column("dir_rows")))[rows]
+    same = (
+        (np.diff(numbers(old.column("ends")))[rows] == _sizes(listed))
+        & (numbers(old.column("mtimes_ns"))[rows] == listed.column("mtime_ns").to_numpy())
+        & pc.equal(old.column("etags").take(picked), _pack_etags(listed.column("etag"))).to_numpy(zero_copy_only=False)
+    )
+    kept = (is_dir == was_dir) & (is_dir | same)
+    gone[rows[kept]] = True  # not gone, but nothing to tombstone either
+    return np.flatnonzero(~gone).astype(np.uint32), np.flatnonzero(~_marked(listing.num_rows, at[kept]))
 
 
 def new_directories(old: Manifest | None, listing: pa.RecordBatch) -> list[bytes]:
@@ -123,6 +124,22 @@ def new_directories(old: Manifest | None, listing: pa.RecordBatch) -> list[bytes
     rows = listing if old is None else listing.take(pa.array(compare(old, listing)[1]))
     names: list[bytes] = rows.column("name").filter(rows.column("is_dir")).to_pylist()
     return names
+
+
+def _marked(count: int, rows: NDArray[Any]) -> NDArray[np.bool_]:
+    marks = np.zeros(count, dtype=bool)
+    marks[rows] = True
+    return marks
+
+
+def _flags(listing: pa.RecordBatch) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = listing.column("is_dir").to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _sizes(listing: pa.RecordBatch) -> NDArray[np.uint64]:
+    """Sizes as rows have them: whatever a source says, a directory has none."""
+    return np.where(_flags(listing), 0, listing.column("size_bytes").to_numpy(zero_copy_only=False)).astype(np.uint64)
 
 
 def _joined(first: pa.Array, second: pa.Array) -> pa.Array:
@@ -153,17 +170,20 @@ def _contains(names: pa.BinaryArray, lengths: NDArray[Any], forbidden: bytes) ->
 def _pack_etags(etags: pa.BinaryArray) -> pa.BinaryArray:
     """Halve the usual version name, an MD5 in quotes: 16 bytes of digest in place of 34 characters.
 
-    A text that happens to be 16 bytes long gets a zero byte in front, so that length 16 always means a digest.
+    A text that happens to be 16 bytes long, or to begin with a zero byte, gets a zero byte in front, so that length
+    16 always means a digest and a leading zero is never part of a text.
     """
-    return pa.array([_etag_bytes(etag) for etag in etags.to_pylist()], pa.binary())
-
-
-def _etag_bytes(etag: bytes | None) -> bytes:
-    if not etag:
-        return b""
-    if len(etag) == 34 and etag[:1] == etag[-1:] == b'"' and etag == etag.lower():
-        try:
-            return bytes.fromhex(etag[1:-1].decode("ascii"))
-        except ValueError:
-            return etag
-    return b"\0" + etag if len(etag) == 16 else etag
+    etags = etags.fill_null(b"")
+    is_md5 = pc.match_substring_regex(etags, '^"[0-9a-f]{32}"$').to_numpy(zero_copy_only=False)
+    digests = etags.filter(pa.array(is_md5))
+    at, data = binary_views(digests)
+    digits = np.frombuffer(data, np.uint8)[at[0] : at[-1]].reshape(-1, 34)[:, 1:33]
+    halves = np.where(digits < ord("a"), digits - ord("0"), digits - ord("a") + 10).astype(np.uint8)
+    packed = np.ascontiguousarray(halves[:, ::2] << 4 | halves[:, 1::2])
+    offsets = np.arange(0, packed.size + 1, 16, dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(packed)]
+    texts = etags.filter(pa.array(~is_md5)).to_pylist()
+    escaped = pa.array([b"\0" + text if len(text) == 16 or text[:1] == b"\0" else text for text in texts], pa.binary())
+    order = np.empty(len(etags), np.int64)
+    order[np.concatenate([np.flatnonzero(is_md5), np.flatnonzero(~is_md5)])] = np.arange(len(etags))
+    return _joined(pa.Array.from_buffers(pa.binary(), len(digests), buffers), escaped).take(pa.array(order))

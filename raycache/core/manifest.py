@@ -126,8 +126,9 @@ class Manifest:
         at = bisect_left(self._hashes, wanted)
         while at < len(self._hashes) and self._hashes[at] == wanted:
             row = self._slots[at]
-            if self.name(row) == name:
-                return None if self.is_dead(row) else row
+            # A name that came back has tombstones under the same hash.
+            if self.name(row) == name and not self.is_dead(row):
+                return row
             at += 1
         return None
 
@@ -187,7 +188,8 @@ class Manifest:
     def block_id(self, block: int) -> bytes:
         """16 bytes that name a block by what it is made of: source, names, sizes, versions and the cut.
 
-        The same files give the same id in another catalog or after a restart; a changed file gives another.
+        The same files give the same id in another catalog or after a restart; a changed file gives another. Where
+        the source has no version of a file, its mtime stands in.
         """
         known = self._block_ids.get(block)
         if known is None:
@@ -216,14 +218,20 @@ class Manifest:
     def _digest(self, block: int) -> bytes:
         rows = self._block_rows(block)
         first, last = rows.start, rows.stop
-        digest = xxhash.xxh3_128(f"{self.directory.source}/{self.directory.path}\0".encode(errors="surrogateescape"))
-        digest.update(f"{self._cuts[block] - self._ends[first]} {self.block_size(block)}\0".encode())
-        for at, data in ((self._name_at, self._name_bytes), (self._etag_at, self._etag_bytes)):
-            spans = np.asarray(at[first : last + 1]).astype(np.int64)
-            digest.update((spans - spans[0]).tobytes())
-            digest.update(data[at[first] : at[last]])
         sizes = np.diff(np.asarray(self._ends[first : last + 1]))
-        digest.update(sizes.astype(np.int64).tobytes())
+        # Directories and empty files that lie between have no part in the bytes, nor then in their name.
+        filled = sizes > 0
+        about = f"{self._cuts[block] - self._ends[first]} {self.block_size(block)} {np.count_nonzero(filled)}\0"
+        digest = xxhash.xxh3_128(f"{self.directory.source}/{self.directory.path}\0".encode(errors="surrogateescape"))
+        digest.update(about.encode())
+        digest.update(sizes[filled].tobytes())
+        for name in ("names", "etags"):
+            at, data = binary_views(self._columns[name].slice(first, last - first).filter(pa.array(filled)))
+            lengths = np.diff(np.asarray(at))
+            digest.update(lengths.tobytes())
+            digest.update(data[at[0] : at[-1]])
+        unversioned = lengths == 0  # of the etags, which came last
+        digest.update(np.asarray(self._mtimes_ns[first:last])[filled][unversioned].tobytes())
         return digest.digest()
 
     def to_buffer(self, compression: str | None = None) -> pa.Buffer:
@@ -237,7 +245,7 @@ class Manifest:
             "format": FORMAT,
             "dir_id": str(about.dir_id),
             "dataset": about.dataset,
-            "source": about.source,
+            "source": about.source.encode("utf-8", "surrogateescape"),
             "path": about.path.encode("utf-8", "surrogateescape"),
             "version": str(about.version),
             "listed_ns": str(about.listed_ns),
@@ -259,23 +267,34 @@ class Manifest:
         """
         try:
             with pa.ipc.open_stream(pa.py_buffer(buffer)) as reader:
+                meta = {key.decode(): value for key, value in (reader.schema.metadata or {}).items()}
+                if meta["format"].decode() != FORMAT:
+                    raise InvalidInput(f"manifest of format {meta['format'].decode()}; this raycache reads {FORMAT}")
+                if not reader.schema.equals(_SCHEMA):
+                    raise InvalidInput("not a manifest: its columns are others")
                 batch = reader.read_next_batch()
-            meta = {key.decode(): value for key, value in batch.schema.metadata.items()}
+            batch.validate()
             columns = {name: batch.column(name)[0].values for name in _COLUMNS}
-        except (pa.ArrowInvalid, KeyError, AttributeError, StopIteration) as error:
+            directory = Directory(
+                dir_id=int(meta["dir_id"]),
+                dataset=meta["dataset"].decode(),
+                source=meta["source"].decode("utf-8", "surrogateescape"),
+                path=meta["path"].decode("utf-8", "surrogateescape"),
+                version=int(meta["version"]),
+                listed_ns=int(meta["listed_ns"]),
+                block_bytes=int(meta["block_bytes"]),
+                hidden=int(meta["hidden"]),
+            )
+        except InvalidInput:
+            raise
+        # What Arrow raises depends on where a buffer ends too early or is damaged.
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, StopIteration) as error:
             raise InvalidInput(f"not a manifest: {error}") from error
-        if meta["format"].decode() != FORMAT:
-            raise InvalidInput(f"manifest of format {meta['format'].decode()}; this raycache reads {FORMAT}")
-        directory = Directory(
-            dir_id=int(meta["dir_id"]),
-            dataset=meta["dataset"].decode(),
-            source=meta["source"].decode(),
-            path=meta["path"].decode("utf-8", "surrogateescape"),
-            version=int(meta["version"]),
-            listed_ns=int(meta["listed_ns"]),
-            block_bytes=int(meta["block_bytes"]),
-            hidden=int(meta["hidden"]),
-        )
+        rows = len(columns["names"])
+        lengths = {name: len(column) for name, column in columns.items()}
+        per_row = {lengths["ends"] - 1, *(lengths[name] for name in ("mtimes_ns", "etags", "hashes", "slots"))}
+        if per_row != {rows} or lengths["dir_rows"] != lengths["dir_ids"] or not lengths["cuts"]:
+            raise InvalidInput("not a manifest: its columns differ in length")
         return Manifest(directory, columns)
 
 

@@ -16,8 +16,8 @@ RAYCACHE_SCHEME = "raycache"
 NAME_MAX = 255
 """Longest name in bytes that Linux lets a directory entry have."""
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
-_DATASET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,99}$")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
+_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,99}")
 
 
 class Location(NamedTuple):
@@ -43,16 +43,18 @@ def parse_uri(uri: str) -> Location:
     """
     if not uri:
         raise InvalidInput("empty source; give a URI such as s3://bucket/train")
-    match = _SCHEME.match(uri)
+    match = _SCHEME.fullmatch(uri)
     if match is None:
         head = uri.partition("/")[0]
         if ":" in head:
             raise InvalidInput(f"{uri!r} is not a URI; write it with two slashes, as in s3://bucket/train")
         return Location("file", "", normalise(os.path.abspath(os.path.expanduser(uri))))
     scheme, rest = match.group(1).lower(), match.group(2)
-    if scheme == "file":
-        return Location("file", "", normalise(rest))
     authority, _, path = rest.partition("/")
+    if scheme == "file":
+        if authority not in ("", "localhost"):
+            raise InvalidInput(f"{uri!r} names a host; a local path has three slashes, as in file:///{rest}")
+        return Location("file", "", normalise(path))
     if not authority and scheme != "memory":
         raise InvalidInput(f"{uri!r} names no bucket or host; write {scheme}://bucket/path")
     return Location(scheme, authority, normalise(path))
@@ -81,15 +83,15 @@ def split(path: str) -> tuple[str, str]:
 
 def check_dataset_name(name: str) -> str:
     """Return ``name`` or raise InvalidInput: letters, digits, dot, dash and underscore, at most 100."""
-    if not _DATASET_NAME.match(name):
+    if not _DATASET_NAME.fullmatch(name):
         raise InvalidInput(f"{name!r} cannot name a dataset: use letters, digits, '.', '_' and '-', at most 100")
     return name
 
 
 def suggest_dataset_name(location: Location) -> str:
     """A readable dataset name for a source that the user did not name."""
-    text = re.sub(r"[^A-Za-z0-9._\-]+", "-", f"{location.authority}-{location.path}").strip("-.")
-    return text[-80:].lstrip("-.") or location.scheme
+    text = re.sub(r"[^A-Za-z0-9._\-]+", "-", f"{location.authority}-{location.path}").strip("-._")
+    return text[-80:].lstrip("-._") or re.sub(r"[+]", "-", location.scheme)
 
 
 def is_shown(name: bytes) -> bool:

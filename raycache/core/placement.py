@@ -22,5 +22,5 @@ def rank(block_id: bytes, workers: Sequence[Worker]) -> list[Worker]:
 
 def _score(block_id: bytes, worker: Worker) -> float:
     digest = xxhash.xxh3_64_intdigest(block_id + worker.worker_id.encode())
-    # (0, 1]: adding one keeps the logarithm finite.
-    return worker.capacity_bytes / -math.log((digest + 1) / (2**64 + 1))
+    # Strictly inside (0, 1): 52 bits and a half are exact in a float, so that the logarithm is finite and not zero.
+    return worker.capacity_bytes / -math.log(((digest >> 12) + 0.5) / 2**52)

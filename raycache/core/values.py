@@ -98,7 +98,7 @@ class Failed:
     error: Exception
 
 
-Fetched = Sealed | bytes | Failed
+Fetched = Sealed | Buffer | Failed
 
 
 @dataclass(frozen=True, slots=True)

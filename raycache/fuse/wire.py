@@ -393,9 +393,7 @@ class Packer:
         kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
         # No node behind "." and "..": the kernel knows them, and would count a lookup that it never forgets.
         nodeid = 0 if name in _DOTS else ino
-        head = _DIRENTPLUS.pack(
-            nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, offset, length, kind
-        )
+        head = _DIRENTPLUS.pack(nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, offset, length, kind)
         return head + name + _PADDING[length % 8]
 
 

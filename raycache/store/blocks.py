@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from raycache.core.values import BlockPlan, Failed, Fetch, Part
+from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.flight import Flight
 from raycache.ufs.sources import Sources
@@ -68,7 +68,7 @@ class Counters:
     """Blocks fetched whole and not kept: the store had no room, or the source failed."""
 
 
-Answer = Kept | bytes | Failed
+Answer = Kept | Buffer | Failed
 
 
 class BlockStore:
@@ -154,7 +154,7 @@ class BlockStore:
             if any(start < stop and request.offset < end for start, end in kept.holes):
                 return Failed(self._hole_error(request)), None
             self._counters.hits += 1
-            return (kept if request.whole else bytes(kept.view[request.offset : stop])), None
+            return (kept if request.whole else kept.view[request.offset : stop]), None
         flight = self._flights.get(request.block_id)
         if flight is None:
             flight = self._flights[request.block_id] = Flight(BlockPlan.unpack(request.packed_plan))

@@ -117,7 +117,7 @@ class Flight:
         """Whether what is missing will never come: then it is a hole, else the block must be fetched again."""
         return self.is_complete and all(isinstance(error, Changed) for error in self._errors.values())
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> Buffer:
         """A range whose parts are settled. Raises the error of a part that failed."""
         pieces: list[memoryview] = []
         for number in self.covering(offset, length):
@@ -126,7 +126,7 @@ class Flight:
             start = self._starts[number]
             part = memoryview(self._data[number])
             pieces.append(part[max(0, offset - start) : offset + length - start])
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def assemble(self) -> bytearray:
         """All bytes of the block; zeros where there is a hole."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 from raycache.errors import AccessDenied, InvalidInput
@@ -72,9 +73,9 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
 def s3_config(options: Mapping[str, Any]) -> dict[str, Any]:
     """obstore's configuration of an S3 store; credentials come from ``s3_credential_provider``."""
     known = _canonical(options)
-    session = _session(known)
-    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or _profile_endpoint(session)
-    region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
+    session = cache(partial(_session, known))  # takes a tenth of a second, so only where the options leave a gap
+    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or _profile_endpoint(session())
+    region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or session().get_config_variable("region")
     config: dict[str, Any] = {"region": region or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint

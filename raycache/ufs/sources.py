@@ -23,6 +23,7 @@ class Sources:
         self._access = access
         self._limits = limits
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._open: dict[str, UnderFileSystem] = {}
 
     def call(self, dataset: str, use: Callable[[UnderFileSystem], _Result]) -> _Result:
@@ -42,8 +43,12 @@ class Sources:
         with self._lock:
             adapter = self._open.get(dataset)
         if adapter is None:
-            source, options = self._access(dataset)
-            adapter = open_ufs(source, options, self._limits)
-            with self._lock:
-                adapter = self._open.setdefault(dataset, adapter)
+            # One opens, the others wait: to open means to look for credentials, and 32 fetchers come at once.
+            with self._opening:
+                adapter = self._open.get(dataset)
+                if adapter is None:
+                    source, options = self._access(dataset)
+                    adapter = open_ufs(source, options, self._limits)
+                    with self._lock:
+                        self._open[dataset] = adapter
         return adapter

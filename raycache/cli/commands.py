@@ -1,0 +1,217 @@
+"""The commands of ``raycache``. Bad input ends in one line on standard error: exit code 2 when the command itself was
+wrong, 1 when it could not be done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from raycache.cli import show
+from raycache.config import Settings, load_settings
+from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A distributed cache for training data, made of Ray actors.",
+)
+_out = Console(highlight=False)
+
+Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Default: RAY_ADDRESS, else the one here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except InvalidInput as error:
+        _fail(error, 2)
+    except RaycacheError as error:
+        _fail(error, 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # `raycache cat ... | head`: the reader has what it wanted
+        raise SystemExit(1) from None
+
+
+def _fail(error: Exception, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"raycache: {error}", markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _settings(address: str | None, **overrides: Any) -> Settings:
+    return load_settings(address=address, **overrides)
+
+
+def _files(address: str | None) -> Any:
+    from raycache.actors.cluster import current
+
+    return current(_settings(address), start=False).files
+
+
+@app.command()
+def start(
+    address: Address = None,
+    mem: Annotated[str | None, typer.Option(help="Memory per node for blocks: a size, or a share as in 40%.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the cache on a Ray cluster; where there is none on this machine, start that too."""
+    from raycache.actors.cluster import current
+    from raycache.actors.local import start_local_ray
+    from raycache.actors.transport import find_address
+
+    settings = _settings(address, mem=mem)
+    started = False
+    try:
+        find_address(settings)
+    except ClusterUnavailable:
+        _out.print("no Ray cluster on this machine; starting one")
+        settings = settings.model_copy(update={"address": start_local_ray(settings)})
+        started = True
+    cluster = current(settings)
+    about = {"address": cluster.address, "workers": len(cluster.pool.workers()), "started_ray": started}
+    if as_json:
+        _print_json(about)
+    else:
+        _out.print(f"cache ready on {about['address']} with {about['workers']} worker(s)")
+
+
+@app.command()
+def stop(address: Address = None) -> None:
+    """End the cache: unmount this node's mounts, end its actors, and the Ray that `raycache start` started."""
+    from raycache.actors.cluster import current
+    from raycache.actors.local import stop_local_ray
+    from raycache.fuse.mount import list_mounts, unmount
+
+    settings = _settings(address)
+    for mount in list_mounts(settings):
+        if mount["state"] != "unmounting":
+            unmount(mount["mountpoint"], lazy=True, settings=settings)
+            _out.print(f"unmounted {mount['mountpoint']}", markup=False)
+    try:
+        current(settings, start=False).stop()
+        _out.print("ended the cache")
+    except ClusterUnavailable as error:
+        _out.print(f"no cache to end: {error}", markup=False)
+    if ended := stop_local_ray(settings):
+        _out.print(f"ended the Ray cluster at {ended}")
+
+
+@app.command()
+def mount(
+    source: Annotated[str, typer.Argument(help="What to show: s3://bucket/prefix, a directory, raycache://name ...")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An empty directory.")],
+    name: Annotated[str | None, typer.Option(help="Name of the dataset; made from the source otherwise.")] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", help="Storage option KEY=VALUE, repeatable.")] = None,
+    allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a source read-only in a directory, through the cache."""
+    from raycache.fuse import mount as mounts
+
+    settings = _settings(address)
+    options = dict(_key_value(text) for text in option or [])
+    mounts.check_free(directory, settings)
+    made = mounts.mount(source, directory, name=name, options=options, allow_other=allow_other, settings=settings)
+    if as_json:
+        _print_json({"mountpoint": made.mountpoint, "source": made.source, "gateway_pid": made.gateway_pid})
+    else:
+        _out.print(f"{made.source} is at {made.mountpoint}", markup=False)
+
+
+@app.command()
+def umount(
+    directory: Annotated[str, typer.Argument(metavar="DIR")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", "-l", help="Take it out of sight now; open files may finish.")
+    ] = False,
+) -> None:
+    """End a mount."""
+    from raycache.fuse.mount import unmount
+
+    unmount(directory, lazy=lazy)
+
+
+@app.command()
+def ls(
+    uri: Annotated[str, typer.Argument(help="raycache://name/path or a source URI; none lists the datasets.")] = "",
+    long: Annotated[bool, typer.Option("--long", "-l", help="With size and time.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a directory, or the datasets."""
+    from raycache.actors.cluster import current
+
+    if not uri:
+        show.datasets(_out, current(_settings(address), start=False).master.datasets(), as_json)
+        return
+    files = _files(address)
+    about = files.stat(uri)
+    entries = files.scandir(uri) if about.is_dir else [about]
+    if as_json:
+        _print_json([asdict(entry) for entry in entries])
+    else:
+        show.entries(_out, entries, long)
+
+
+@app.command()
+def cat(uris: Annotated[list[str], typer.Argument(metavar="URI...")], address: Address = None) -> None:
+    """Write files to standard output."""
+    files = _files(address)
+    for uri in uris:
+        with files.open(uri) as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 2**20)
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def stat(uri: str, address: Address = None, as_json: AsJson = False) -> None:
+    """Show what is known of a file or directory."""
+    about = _files(address).stat(uri)
+    if as_json:
+        _print_json(asdict(about))
+    else:
+        show.stat(_out, uri, about)
+
+
+@app.command()
+def refresh(uri: str, address: Address = None, as_json: AsJson = False) -> None:
+    """List a directory anew from its source. Mounts made before keep what they show."""
+    version = _files(address).refresh(uri)
+    if as_json:
+        _print_json({"uri": uri, "version": version})
+    else:
+        _out.print(f"{uri} is at version {version}", markup=False)
+
+
+@app.command()
+def status(address: Address = None, as_json: AsJson = False) -> None:
+    """Show master, workers, datasets and this node's mounts."""
+    from raycache.actors.cluster import current
+    from raycache.fuse.mount import list_mounts
+
+    settings = _settings(address)
+    about = {**current(settings, start=False).status(), "mounts": list_mounts(settings)}
+    if as_json:
+        _print_json(about)
+    else:
+        show.status(_out, about)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InvalidInput(f"-o {text!r}: write KEY=VALUE, as in -o endpoint_url=http://host:9000")
+    return key, value
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, default=str))

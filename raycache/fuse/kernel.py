@@ -1,0 +1,255 @@
+"""The read-only session: FUSE in pure Python on ``/dev/fuse``.
+
+Responsible for: one kernel connection - reading requests, answering them from a ``vfs``, telling the kernel what became
+stale. Not responsible for: what a mount shows (``vfs``), bytes on the wire (``wire``), mounting (``device``), keeping
+the descriptor alive when this process dies (the holder).
+
+Why it is fast: OPEN, OPENDIR and FLUSH are answered ENOSYS, once, after which the kernel opens and closes files by
+itself; entries, attributes, pages and directory listings stay with the kernel until they are invalidated; READ is
+answered by one ``writev`` of a header and a view of the block.
+
+Invariants
+* A request has all that is needed to answer it: there are no handles, and an inode number says where its row is. So
+  any process with the same manifests can answer what this one left open.
+* Each request is answered once, except FORGET and its kind, which nobody waits for.
+* What the vfs has in memory is answered by the serving thread; all else goes to ``misses``.
+
+Threading: one thread calls ``serve``. ``stop`` and ``invalidate`` may be called from any other, never from one that
+answers requests: an invalidation may wait for locks that are held until an answer comes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from enum import Enum
+
+from raycache.core import paths
+from raycache.core.values import Buffer
+from raycache.errors import MountError, NotFound
+from raycache.fuse import device, wire
+from raycache.fuse.errno import errno_of
+from raycache.fuse.misses import Limits, Misses
+from raycache.fuse.vfs import ROOT_INO, Attr, Vfs, WouldBlock
+from raycache.fuse.wire import Agreed, Malformed, Op, Request
+
+_log = logging.getLogger(__name__)
+
+Answer = Callable[[Request, bool], Buffer]
+"""Body of the answer to a request; the second argument is whether it may wait."""
+
+_DOT_ENTRIES = 2
+"""``.`` and ``..`` come first in a directory, so offsets of rows are shifted by as many."""
+
+_SILENT = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
+_WRITES = (
+    Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE,
+    Op.CREATE, Op.SETXATTR, Op.REMOVEXATTR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
+)  # fmt: skip
+_REFUSED = {op: errno.EROFS for op in _WRITES} | {
+    Op.READLINK: errno.EINVAL,  # nothing here is a link
+    Op.IOCTL: errno.ENOTTY,
+}
+"""What is refused without asking. All else that is not answered is ENOSYS, which switches it off in the kernel for
+good: OPEN, OPENDIR and FLUSH (the point of this session), STATX (there is no birth time to add), extended attributes
+(EOPNOTSUPP from then on), ACCESS (the kernel checks modes), FSYNC (succeeds), LSEEK (files are dense)."""
+
+
+class Ended(Enum):
+    """Why ``serve`` returned."""
+
+    UNMOUNTED = "unmounted"
+    STOPPED = "stopped"
+
+
+class KernelSession:
+    """Serves one mount."""
+
+    def __init__(
+        self, vfs: Vfs, fd: int, owner: tuple[int, int], agreed: Agreed | None = None, limits: Limits | None = None
+    ) -> None:
+        """``fd``: from ``device.mount``, or a copy of it; stays the caller's. ``owner``: uid and gid to show.
+
+        ``agreed``: what INIT agreed, when that was before; None leaves the handshake to ``begin`` or ``serve``.
+        """
+        self._vfs = vfs
+        self._fd = fd
+        self._packer = wire.Packer(*owner)
+        self._agreed = agreed
+        self._stopped = False
+        self._misses = Misses(self._answer_late, self._answer_never, limits or Limits())
+        self._answers: dict[int, Answer] = {
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.READ: self._read,
+            Op.READDIR: self._readdir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.STATFS: self._statfs,
+        }
+
+    def begin(self) -> Agreed:
+        """What INIT agreed; on a new mount, agree now. Raises MountError."""
+        if self._agreed is None:
+            self._agreed = device.handshake(self._fd)
+        return self._agreed
+
+    def serve(self) -> Ended:
+        """Answer requests until the mount ends or ``stop`` is called."""
+        self.begin()
+        buffer = bytearray(wire.REQUEST_BYTES)
+        view, into = memoryview(buffer), [buffer]
+        try:
+            while not self._stopped:
+                try:
+                    length = os.readv(self._fd, into)
+                except OSError as error:
+                    if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                        return Ended.UNMOUNTED
+                    # ENOENT: the request was taken back while it was copied. The others cannot last.
+                    if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                        raise MountError(f"cannot read {device.DEVICE}: {error.strerror}") from error
+                    continue
+                self.dispatch(view, length)
+            return Ended.STOPPED
+        finally:
+            self._misses.close()
+
+    def stop(self) -> None:
+        """Make ``serve`` return. The mount stays; what is unanswered waits for whoever serves it next."""
+        self._stopped = True
+        # The serving thread sleeps in a read that nothing but a request ends; this makes the kernel send it one.
+        self._notify(wire.pack_retrieve(ROOT_INO))
+
+    def resend(self) -> None:
+        """Have the kernel send again what a dead process had read and not answered. Before ``serve``."""
+        self._notify(wire.pack_resend())
+
+    def invalidate(self, entries: Iterable[tuple[int, bytes]], inodes: Iterable[int]) -> None:
+        """Make the kernel forget names, as ``(directory, name)``, and bytes, attributes or listings of inodes.
+
+        Returns when it has. What the kernel does not know of is none of its concern, nor ours.
+        """
+        for parent, name in entries:
+            self._notify(wire.pack_inval_entry(parent, name))
+        for ino in inodes:
+            self._notify(wire.pack_inval_inode(ino))
+
+    def dispatch(self, buffer: memoryview, length: int) -> None:
+        """Answer the request in ``buffer``, now or later. Never raises, whatever is in it."""
+        try:
+            request = wire.parse(buffer, length)
+        except Malformed as error:
+            _log.error("dropped a message of the kernel: %s", error)
+            if error.unique is not None:
+                self._refuse(error.unique, errno.EINVAL)
+            return
+        answer = self._answers.get(request.opcode)
+        if answer is None:
+            self._dispatch_rest(request)
+            return
+        try:
+            body = answer(request, False)
+        except WouldBlock:
+            self._misses.submit(request)
+        except Exception as error:  # whatever it is, someone waits for an answer
+            self._refuse(request.unique, errno_of(error, self._describe(request)))
+        else:
+            self._reply(request.unique, body)
+
+    def _dispatch_rest(self, request: Request) -> None:
+        opcode = request.opcode
+        if opcode in _SILENT:
+            return
+        if opcode == Op.INTERRUPT:
+            self._misses.interrupt(request.target)
+        elif opcode == Op.DESTROY:
+            self._reply(request.unique, b"")
+        else:
+            self._refuse(request.unique, _REFUSED.get(opcode, errno.ENOSYS))
+
+    def _answer_late(self, request: Request) -> None:
+        """In a thread of ``misses``: answer with waiting."""
+        try:
+            body = self._answers[request.opcode](request, True)
+        except Exception as error:  # as in dispatch
+            number = errno_of(error, self._describe(request))
+            if self._misses.claim(request.unique):
+                self._refuse(request.unique, number)
+        else:
+            if self._misses.claim(request.unique):
+                self._reply(request.unique, body)
+
+    def _answer_never(self, request: Request, killed: bool) -> None:
+        if not killed:
+            _log.warning("%s: no answer before the deadline; the program sees an I/O error", self._describe(request))
+        self._refuse(request.unique, errno.EINTR if killed else errno.EIO)
+
+    def _lookup(self, request: Request, wait: bool) -> Buffer:
+        try:
+            attr = self._vfs.lookup(request.nodeid, request.name, wait=wait)
+        except NotFound:
+            if wait:
+                raise  # perhaps the directory itself could not be listed: not to be remembered
+            return wire.NEGATIVE_ENTRY
+        return self._packer.entry(attr)
+
+    def _getattr(self, request: Request, wait: bool) -> Buffer:
+        return self._packer.attr(self._vfs.getattr(request.nodeid, wait=wait))
+
+    def _read(self, request: Request, wait: bool) -> Buffer:
+        return self._vfs.read(request.nodeid, request.offset, request.size, wait=wait)
+
+    def _readdir(self, request: Request, wait: bool) -> Buffer:
+        return self._packer.directory(self._entries(request, wait), request.size)
+
+    def _readdirplus(self, request: Request, wait: bool) -> Buffer:
+        return self._packer.directory_plus(self._entries(request, wait), request.size)
+
+    def _entries(self, request: Request, wait: bool) -> Iterator[tuple[bytes, Attr, int]]:
+        ino, offset = request.nodeid, request.offset
+        entries = self._vfs.readdir(ino, max(0, offset - _DOT_ENTRIES), wait=wait)
+        if offset < _DOT_ENTRIES:
+            here = self._vfs.getattr(ino, wait=wait)
+            # Nothing here knows its parent; programs that climb use stat(".."), which the kernel answers.
+            yield from ((name, here, at + 1) for at, name in enumerate((b".", b"..")) if at >= offset)
+        for name, attr, following in entries:
+            yield name, attr, following + _DOT_ENTRIES
+
+    def _statfs(self, request: Request, wait: bool) -> Buffer:
+        size_bytes, files = self._vfs.totals()
+        return wire.pack_statfs(size_bytes, files, paths.NAME_MAX)
+
+    def _reply(self, unique: int, body: Buffer) -> None:
+        try:
+            os.writev(self._fd, (wire.pack_header(unique, len(body)), body))
+        except OSError as error:
+            self._not_sent(unique, error)
+
+    def _refuse(self, unique: int, number: int) -> None:
+        try:
+            os.write(self._fd, wire.pack_error(unique, number))
+        except OSError as error:
+            self._not_sent(unique, error)
+
+    def _not_sent(self, unique: int, error: OSError) -> None:
+        """ENOENT: taken back, as its program was killed or the mount ended. Anything else must not leave it waiting."""
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return
+        _log.error("the kernel did not take an answer: %s", error.strerror)
+        with suppress(OSError):  # the first refusal may have ended the request all the same
+            os.write(self._fd, wire.pack_error(unique, errno.EIO))
+
+    def _notify(self, message: bytes) -> None:
+        try:
+            os.write(self._fd, message)
+        except OSError as error:
+            # ENOENT: not cached. ENODEV and ENOTCONN: the mount is gone, and with it whatever was stale.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTCONN):
+                raise MountError(f"cannot notify the kernel: {error.strerror}") from error
+
+    def _describe(self, request: Request) -> str:
+        name = f" {request.name!r} in" if request.name else ""
+        return f"{Op(request.opcode).name.lower()}{name} {self._vfs.path(request.nodeid) or '/'}"

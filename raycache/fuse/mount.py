@@ -1,0 +1,256 @@
+"""Making, finding and ending mounts, from a process that is not the one that serves them.
+
+Responsible for: checks before anything is made, starting the gateway and waiting for it, read-ahead, replacing what a
+crash left, unmounting. Nothing here looks into a mount, which would wait for its gateway.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raycache import errors
+from raycache.actors.cluster import current
+from raycache.config import Settings, load_settings
+from raycache.core.paths import parse_uri
+from raycache.errors import MountError, RaycacheError
+from raycache.fuse import device
+from raycache.fuse.gateway import Task
+from raycache.fuse.records import (
+    MountRecord,
+    all_records,
+    forget_record,
+    log_path,
+    read_record,
+    write_record,
+)
+from raycache.ufs.credentials import capture
+from raycache.ufs.registry import OBJECT_SCHEMES
+
+READ_AHEAD_KIB = 1024
+"""One request per small file instead of three; the kernel sends at most 1 MiB at once."""
+GATEWAY_READY_S = 60.0
+UNMOUNT_S = 10.0
+
+
+class Mount:
+    """A mount made or found by this process. As a context manager it is unmounted at the end."""
+
+    def __init__(self, record: MountRecord, settings: Settings) -> None:
+        self.mountpoint = record.mountpoint
+        self.source = record.source
+        self.session = record.session
+        self.gateway_pid = record.gateway_pid
+        self._settings = settings
+
+    def __enter__(self) -> Mount:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmount(lazy=True)
+
+    def __fspath__(self) -> str:
+        return self.mountpoint
+
+    def __repr__(self) -> str:
+        return f"Mount({self.source!r} on {self.mountpoint!r}, {self.session}, gateway {self.gateway_pid})"
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """End the mount. Busy files keep it (MountError with EBUSY) unless ``lazy``, which lets them finish."""
+        if device.find_mount(self.mountpoint) is not None:
+            unmount(self.mountpoint, lazy=lazy, settings=self._settings)
+
+
+def mount(
+    source: str,
+    mountpoint: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    allow_other: bool = False,
+    settings: Settings | None = None,
+) -> Mount:
+    """Show ``source`` read-only at ``mountpoint``, through the cache. Starts what is missing of the cache.
+
+    ``source``: a URI, or ``raycache://dataset/path``. ``options``: storage options of the source (credentials,
+    endpoint); the environment's AWS_*, GOOGLE_*, AZURE_* variables are taken along. A mount of the same source that
+    is alive at ``mountpoint`` is used as it is, so that a training script that was killed can start again; what a
+    dead gateway left is replaced.
+
+    Raises MountError, InvalidInput, NotFound, NotADirectory, AccessDenied, SourceUnavailable, ClusterUnavailable.
+    """
+    settings = settings or load_settings()
+    target = device.resolve(os.fspath(mountpoint))
+    uri = parse_uri(source).uri
+    there = _existing(target, uri, settings)
+    if there is not None:
+        return Mount(there, settings)
+    _check(target)
+    cluster = current(settings)
+    if not uri.startswith("raycache://"):
+        family = OBJECT_SCHEMES.get(parse_uri(uri).scheme, "")
+        cluster.files.attach(uri, name, capture(family, options))
+    stat = cluster.files.stat(uri)
+    if not stat.is_dir:
+        raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
+    log = log_path(settings.state_dir, target)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings = settings.model_copy(update={"address": cluster.address})
+    task = Task(settings.model_dump(mode="json"), uri, target, str(log), (os.getuid(), os.getgid()), allow_other)
+    _start_gateway(task, log)
+    record = read_record(settings.state_dir, target)
+    if record is None:
+        raise MountError(f"the gateway of {target} ended at once; see {log}")
+    record = _raise_read_ahead(record, settings)
+    return Mount(record, settings)
+
+
+def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False, settings: Settings | None = None) -> None:
+    """End a mount of raycache and wait for its gateway to go.
+
+    ``lazy`` takes it out of sight at once; open files go on until they are closed.
+    Raises MountError: no such mount, or busy.
+    """
+    settings = settings or load_settings()
+    target = device.resolve(os.fspath(mountpoint))
+    record = read_record(settings.state_dir, target)
+    device.unmount(target, lazy=lazy)
+    if record is not None:
+        deadline = time.monotonic() + UNMOUNT_S
+        while record.alive and not lazy and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not record.alive:
+            forget_record(settings.state_dir, target)
+
+
+def list_mounts(settings: Settings | None = None) -> list[dict[str, Any]]:
+    """Mounts of this node, for ``raycache status``: what is recorded, and whether it is there and served."""
+    settings = settings or load_settings()
+    table = {mount.mountpoint for mount in device.mounts() if mount.fstype == device.FSTYPE}
+    found = []
+    for record in all_records(settings.state_dir):
+        about = asdict(record)
+        about.pop("gateway_started")
+        about["state"] = ("served" if record.alive else "stale") if record.mountpoint in table else "unmounting"
+        if record.mountpoint in table or record.alive:
+            found.append(about)
+    return found
+
+
+def check_free(mountpoint: str | os.PathLike[str], settings: Settings) -> None:
+    """Raise MountError for a directory that has a live mount, of the same source too; clear a dead one away."""
+    target = device.resolve(os.fspath(mountpoint))
+    there = device.find_mount(target)
+    if there is not None and (record := _existing(target, there.source, settings)) is not None:
+        raise _busy(f"{record.source} is mounted on {target} already; end it with `raycache umount {target}`")
+
+
+def _existing(target: str, uri: str, settings: Settings) -> MountRecord | None:
+    """A live mount of the same source, or None after clearing away a dead one. Raises MountError for another."""
+    there = device.find_mount(target)
+    if there is None:
+        return None
+    if there.fstype != device.FSTYPE:
+        raise _busy(f"{target} is the mount point of {there.source} ({there.fstype}); choose another directory")
+    record = read_record(settings.state_dir, target)
+    if record is not None and record.alive:
+        if record.source == uri:
+            return record
+        raise _busy(f"{record.source} is mounted on {target} already; end it with `raycache umount {target}`")
+    if record is None and not _is_dead(target):
+        raise _busy(f"{there.source} is mounted on {target} by another user or state directory")
+    device.unmount(target, lazy=True)
+    forget_record(settings.state_dir, target)
+    return None
+
+
+def _is_dead(target: str) -> bool:
+    """Whether nobody serves a mount: the kernel says so at once. Asked in a process that can be given up."""
+    code = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
+    try:
+        done = subprocess.run([sys.executable, "-S", "-c", code, target], timeout=5, check=False, capture_output=True)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _check(target: str) -> None:
+    """What can be wrong with a mount point, before anything is started."""
+    if not os.path.lexists(target):
+        raise MountError(f"{target} does not exist; create it with: mkdir -p {target}")
+    if not os.path.isdir(target):
+        raise MountError(f"{target} is not a directory; give an empty directory")
+    try:
+        empty = not os.listdir(target)
+    except PermissionError as error:
+        raise MountError(f"{target} cannot be read by this user") from error
+    if not empty:
+        raise MountError(f"{target} is not empty; what is in it would be hidden. Give an empty directory")
+    device.check_device()
+
+
+def _start_gateway(task: Task, log: Path) -> None:
+    """Start the gateway in a session of its own, so that it outlives us, and wait for its answer."""
+    with open(log, "ab") as errors_to:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raycache.fuse.gateway"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors_to,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+        process.stdin.flush()
+        readable, _, _ = select.select([process.stdout], [], [], GATEWAY_READY_S)
+        line = process.stdout.readline() if readable else b""
+    if not readable:
+        process.kill()
+        raise MountError(f"the gateway of {task.mountpoint} was not ready within {GATEWAY_READY_S:g} s; see {log}")
+    if not line:
+        raise MountError(f"the gateway of {task.mountpoint} died while starting (exit {process.wait(5)}); see {log}")
+    answer = json.loads(line)
+    if "error" in answer:
+        process.wait(5)
+        kind = getattr(errors, answer["kind"], MountError)
+        raise kind(answer["error"]) if issubclass(kind, RaycacheError) else MountError(answer["error"])
+    # It is nobody's child to wait for: a zombie of ours must not look like a gateway that lives.
+    _reap_later(process)
+
+
+_gateways: list[subprocess.Popen[bytes]] = []
+
+
+def _reap_later(process: subprocess.Popen[bytes]) -> None:
+    _gateways[:] = [one for one in _gateways if one.poll() is None]
+    _gateways.append(process)
+
+
+def _raise_read_ahead(record: MountRecord, settings: Settings) -> MountRecord:
+    try:
+        device.set_read_ahead(record.mountpoint, READ_AHEAD_KIB)
+    except MountError as error:
+        record = replace(record, notes=(*record.notes, str(error)))
+        write_record(settings.state_dir, record)
+    return record
+
+
+def _busy(message: str) -> MountError:
+    error = MountError(message)
+    error.errno = errno.EBUSY
+    return error

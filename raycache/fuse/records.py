@@ -1,0 +1,90 @@
+"""What a node knows of its mounts: one JSON file per mount point under ``state_dir/mounts``, written by its gateway.
+
+A record says what is served where and by whom; whether a process still lives is asked of the system. Written aside and
+renamed, so that a reader never sees half a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """One mount of this node."""
+
+    mountpoint: str
+    source: str
+    session: str
+    """``kernel`` or ``pyfuse3``."""
+    gateway_pid: int
+    gateway_started: int
+    """Start time of that process in clock ticks, since a pid alone may be another process by now."""
+    log: str
+    notes: tuple[str, ...] = ()
+    """What could not be set up and what it costs."""
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the gateway still runs."""
+        return process_started(self.gateway_pid) == self.gateway_started
+
+
+def process_started(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot, or None when there is none (a zombie counts as none)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def record_path(state_dir: Path, mountpoint: str) -> Path:
+    """File of the record of a mount point."""
+    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    return state_dir / "mounts" / f"{digest}.json"
+
+
+def log_path(state_dir: Path, mountpoint: str) -> Path:
+    """Log of the gateway of a mount point."""
+    return record_path(state_dir, mountpoint).with_suffix(".log")
+
+
+def write_record(state_dir: Path, record: MountRecord) -> None:
+    """Create or replace a record."""
+    path = record_path(state_dir, record.mountpoint)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_suffix(f".{os.getpid()}.new")
+    aside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_record(state_dir: Path, mountpoint: str) -> MountRecord | None:
+    """The record of a mount point, or None."""
+    return _read(record_path(state_dir, mountpoint))
+
+
+def forget_record(state_dir: Path, mountpoint: str) -> None:
+    """Drop the record of a mount point."""
+    record_path(state_dir, mountpoint).unlink(missing_ok=True)
+
+
+def all_records(state_dir: Path) -> list[MountRecord]:
+    """Records of this node, by mount point."""
+    found = (_read(path) for path in (state_dir / "mounts").glob("*.json"))
+    return sorted((record for record in found if record is not None), key=lambda record: record.mountpoint)
+
+
+def _read(path: Path) -> MountRecord | None:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return MountRecord(**{**raw, "notes": tuple(raw.get("notes", ()))})
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None  # being replaced, or of another raycache: the mount table still tells what is mounted
