@@ -103,10 +103,11 @@ def _is_head(pid: int) -> bool:
 
 def _forget_address(address: str) -> None:
     """Ray leaves the address of the last head behind, and the next ``ray.init()`` would try to join it."""
-    from ray._private.utils import get_ray_address_file, read_ray_address
+    from ray._private import utils as ray_utils
 
-    if read_ray_address() == address:
-        Path(get_ray_address_file(None)).unlink(missing_ok=True)
+    if ray_utils.read_ray_address() == address:
+        file: str = ray_utils.get_ray_address_file(None)  # type: ignore[attr-defined]
+        Path(file).unlink(missing_ok=True)
 
 
 def _record(settings: Settings) -> Path:

@@ -37,8 +37,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _NEEDS_DEVICE = (
-    "load it with `modprobe fuse`; in a container add `--device /dev/fuse --cap-add SYS_ADMIN` (Kubernetes: a privileged "
-    "container or a device plugin). Without it the Python API still works: raycache.open, raycache.data"
+    "load it with `modprobe fuse`; in a container add `--device /dev/fuse --cap-add SYS_ADMIN` (Kubernetes: a "
+    "privileged container or a device plugin). Without it the Python API still works: raycache.open, raycache.data"
 )
 
 
@@ -206,7 +206,7 @@ def _mount_error(target: str, error: OSError) -> MountError:
     }
     reason = reasons.get(error.errno or 0, error.strerror)
     made = MountError(f"cannot mount on {target}: {reason}")
-    made.errno = error.errno
+    made.errno = error.errno or errno.EIO
     return made
 
 
@@ -250,10 +250,11 @@ def _run_fusermount(arguments: list[str], socket_fd: int | None = None) -> subpr
     if program is None:
         raise MountError("mounting without being root needs fusermount3: `apt install fuse3` (or `dnf install fuse3`)")
     passed = [] if socket_fd is None else [socket_fd]
+    environment = {"_FUSE_COMMFD": str(socket_fd)} if passed else {}
     try:
         return subprocess.run(
             [program, *arguments],
-            env={**os.environ, **{"_FUSE_COMMFD": str(fd) for fd in passed}},
+            env={**os.environ, **environment},
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             capture_output=True,

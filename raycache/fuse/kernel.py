@@ -23,9 +23,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
+from itertools import chain
 
 from raycache.core import paths
 from raycache.core.values import Buffer
@@ -33,7 +34,7 @@ from raycache.errors import MountError, NotFound
 from raycache.fuse import device, wire
 from raycache.fuse.errno import errno_of
 from raycache.fuse.misses import Limits, Misses
-from raycache.fuse.vfs import ROOT_INO, Attr, Vfs, WouldBlock
+from raycache.fuse.vfs import ROOT_INO, Vfs, WouldBlock
 from raycache.fuse.wire import Agreed, Malformed, Op, Request
 
 _log = logging.getLogger(__name__)
@@ -41,15 +42,12 @@ _log = logging.getLogger(__name__)
 Answer = Callable[[Request, bool], Buffer]
 """Body of the answer to a request; the second argument is whether it may wait."""
 
-_DOT_ENTRIES = 2
-"""``.`` and ``..`` come first in a directory, so offsets of rows are shifted by as many."""
-
 _SILENT = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
-_WRITES = (
+_WRITES: tuple[int, ...] = (
     Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE,
     Op.CREATE, Op.SETXATTR, Op.REMOVEXATTR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
 )  # fmt: skip
-_REFUSED = {op: errno.EROFS for op in _WRITES} | {
+_REFUSED: dict[int, int] = dict.fromkeys(_WRITES, errno.EROFS) | {
     Op.READLINK: errno.EINVAL,  # nothing here is a link
     Op.IOCTL: errno.ENOTTY,
 }
@@ -120,6 +118,7 @@ class KernelSession:
     def stop(self) -> None:
         """Make ``serve`` return. The mount stays; what is unanswered waits for whoever serves it next."""
         self._stopped = True
+        self._misses.close()
         # The serving thread sleeps in a read that nothing but a request ends; this makes the kernel send it one.
         self._notify(wire.pack_retrieve(ROOT_INO))
 
@@ -140,13 +139,17 @@ class KernelSession:
     def dispatch(self, buffer: memoryview, length: int) -> None:
         """Answer the request in ``buffer``, now or later. Never raises, whatever is in it."""
         try:
+            opcode, unique = wire.peek(buffer, length)
+            if opcode in _REFUSED:
+                self._refuse(unique, _REFUSED[opcode])
+                return
             request = wire.parse(buffer, length)
         except Malformed as error:
-            _log.error("dropped a message of the kernel: %s", error)
+            _log.error("a message of the kernel makes no sense: %s", error)
             if error.unique is not None:
                 self._refuse(error.unique, errno.EINVAL)
             return
-        answer = self._answers.get(request.opcode)
+        answer = self._answers.get(opcode)
         if answer is None:
             self._dispatch_rest(request)
             return
@@ -154,7 +157,7 @@ class KernelSession:
             body = answer(request, False)
         except WouldBlock:
             self._misses.submit(request)
-        except Exception as error:  # whatever it is, someone waits for an answer
+        except Exception as error:  # noqa: BLE001  whatever it is, someone waits for an answer
             self._refuse(request.unique, errno_of(error, self._describe(request)))
         else:
             self._reply(request.unique, body)
@@ -168,13 +171,13 @@ class KernelSession:
         elif opcode == Op.DESTROY:
             self._reply(request.unique, b"")
         else:
-            self._refuse(request.unique, _REFUSED.get(opcode, errno.ENOSYS))
+            self._refuse(request.unique, errno.ENOSYS)
 
     def _answer_late(self, request: Request) -> None:
         """In a thread of ``misses``: answer with waiting."""
         try:
             body = self._answers[request.opcode](request, True)
-        except Exception as error:  # as in dispatch
+        except Exception as error:  # noqa: BLE001  as in dispatch
             number = errno_of(error, self._describe(request))
             if self._misses.claim(request.unique):
                 self._refuse(request.unique, number)
@@ -208,15 +211,12 @@ class KernelSession:
     def _readdirplus(self, request: Request, wait: bool) -> Buffer:
         return self._packer.directory_plus(self._entries(request, wait), request.size)
 
-    def _entries(self, request: Request, wait: bool) -> Iterator[tuple[bytes, Attr, int]]:
-        ino, offset = request.nodeid, request.offset
-        entries = self._vfs.readdir(ino, max(0, offset - _DOT_ENTRIES), wait=wait)
-        if offset < _DOT_ENTRIES:
-            here = self._vfs.getattr(ino, wait=wait)
-            # Nothing here knows its parent; programs that climb use stat(".."), which the kernel answers.
-            yield from ((name, here, at + 1) for at, name in enumerate((b".", b"..")) if at >= offset)
-        for name, attr, following in entries:
-            yield name, attr, following + _DOT_ENTRIES
+    def _entries(self, request: Request, wait: bool) -> Iterable[wire.EntryLike]:
+        ino, at = request.nodeid, request.offset
+        entries = self._vfs.readdir(ino, max(0, at - wire.DOTS), wait=wait)
+        if at >= wire.DOTS:
+            return entries
+        return chain(wire.dot_entries(self._vfs.getattr(ino, wait=wait), at), entries)
 
     def _statfs(self, request: Request, wait: bool) -> Buffer:
         size_bytes, files = self._vfs.totals()

@@ -134,11 +134,12 @@ WANTED = (
     | Flag.INIT_EXT
     | Flag.HAS_RESEND
 )
-"""Never WRITEBACK_CACHE or AUTO_INVAL_DATA: the first is for writers, the second drops pages when an mtime looks new."""
+"""Never WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new."""
 NEEDED = Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT
 
 _ATTR = "QQQqqq10I"
 _IN_HEADER = Struct("=IIQQIIIHH")
+_IN_HEADER_START = Struct("=IIQ")
 _OUT_HEADER = Struct("=IiQ")
 _READ_IN = Struct("=QQII")
 _INTERRUPT_IN = Struct("=Q")
@@ -224,6 +225,10 @@ class Agreed:
         return Agreed(**{name: int(value) for name, value in data.items()})
 
 
+DOTS = 2
+"""``.`` and ``..`` come first in a directory, so the kernel's offsets are those of a vfs plus this."""
+
+
 class AttrLike(Protocol):
     """``vfs.Attr``, without importing what it stands on."""
 
@@ -237,49 +242,61 @@ class AttrLike(Protocol):
     def mtime_ns(self) -> int: ...
 
 
-def parse(buffer: memoryview, length: int) -> Request:
-    """The request in the first ``length`` bytes of ``buffer``. Raises Malformed."""
+EntryLike = tuple[bytes, AttrLike, int]
+"""Name, attributes, and where to go on after it, in the vfs's offsets."""
+
+
+def peek(buffer: memoryview, length: int) -> tuple[int, int]:
+    """Kind and number of the request in the first ``length`` bytes of ``buffer``. Raises Malformed.
+
+    Enough to refuse it, and cheap: every ``open`` of Python before 3.14 asks for the terminal settings of its file.
+    """
     if length < IN_HEADER_BYTES:
         raise Malformed(f"{length} bytes are no request")
-    size, opcode, unique, nodeid, _, _, pid, _, _ = _IN_HEADER.unpack_from(buffer)
+    size, opcode, unique = _IN_HEADER_START.unpack_from(buffer)
     if size != length:
         raise Malformed(f"request of {length} bytes says that it has {size}")
-    try:
-        if opcode in _RANGED:
-            _, offset, size, _ = _READ_IN.unpack_from(buffer[:length], IN_HEADER_BYTES)
-            return Request(opcode, unique, nodeid, pid, b"", offset, size)
-        if opcode == Op.LOOKUP:
-            return Request(opcode, unique, nodeid, pid, _name(buffer[IN_HEADER_BYTES:length]))
-        if opcode == Op.INTERRUPT:
-            (target,) = _INTERRUPT_IN.unpack_from(buffer[:length], IN_HEADER_BYTES)
-            return Request(opcode, unique, nodeid, pid, target=target)
-    except Exception as error:  # struct.error or ValueError: the body is shorter than its kind, or no name
-        raise Malformed(f"request {opcode}: {error}", unique) from error
+    return opcode, unique
+
+
+def parse(buffer: memoryview, length: int) -> Request:
+    """The request in the first ``length`` bytes of ``buffer``, ``peek``ed at before. Raises Malformed."""
+    _, opcode, unique, nodeid, _, _, pid, _, _ = _IN_HEADER.unpack_from(buffer)
+    if opcode in _RANGED:
+        if length < IN_HEADER_BYTES + _READ_IN.size:
+            raise Malformed(f"request {opcode} without a range", unique)
+        _, offset, size, _ = _READ_IN.unpack_from(buffer, IN_HEADER_BYTES)
+        return Request(opcode, unique, nodeid, pid, b"", offset, size)
+    if opcode == _LOOKUP:
+        name = bytes(buffer[IN_HEADER_BYTES:length])
+        if len(name) < 2 or name.find(b"\0") != len(name) - 1:
+            raise Malformed("not a name that ends with its only NUL", unique)
+        return Request(opcode, unique, nodeid, pid, name[:-1])
+    if opcode == _INTERRUPT:
+        if length < IN_HEADER_BYTES + _INTERRUPT_IN.size:
+            raise Malformed("INTERRUPT of nothing", unique)
+        (target,) = _INTERRUPT_IN.unpack_from(buffer, IN_HEADER_BYTES)
+        return Request(opcode, unique, nodeid, pid, target=target)
     return Request(opcode, unique, nodeid, pid)
 
 
+# Plain numbers: an enum costs a lookup at each comparison, and these are compared for every request.
+_LOOKUP, _INTERRUPT = int(Op.LOOKUP), int(Op.INTERRUPT)
 _RANGED = frozenset({int(Op.READ), int(Op.READDIR), int(Op.READDIRPLUS)})
-
-
-def _name(body: memoryview) -> bytes:
-    name = bytes(body)
-    if name.find(b"\0") != len(name) - 1 or len(name) < 2:
-        raise ValueError("not a name that ends with its only NUL")
-    return name[:-1]
 
 
 def parse_init(buffer: memoryview, length: int) -> Offer:
     """The kernel's offer in an INIT request. Raises Malformed when it is none, or a truncated one."""
-    request = parse(buffer, length)
-    if request.opcode != Op.INIT:
-        raise Malformed(f"request {request.opcode} in place of INIT", request.unique)
+    opcode, unique = peek(buffer, length)
+    if opcode != Op.INIT:
+        raise Malformed(f"request {opcode} in place of INIT", unique)
     if length < IN_HEADER_BYTES + _INIT_IN.size:
-        raise Malformed("INIT without flags", request.unique)
+        raise Malformed("INIT without flags", unique)
     major, minor, _, flags = _INIT_IN.unpack_from(buffer, IN_HEADER_BYTES)
     flags2_at = IN_HEADER_BYTES + _INIT_IN.size
     if flags & Flag.INIT_EXT and length >= flags2_at + _INIT_IN_FLAGS2.size:
         flags |= _INIT_IN_FLAGS2.unpack_from(buffer, flags2_at)[0] << 32
-    return Offer(request.unique, major, minor, flags)
+    return Offer(unique, major, minor, flags)
 
 
 def agree(offer: Offer) -> Agreed | None:
@@ -379,32 +396,40 @@ class Packer:
         """GETATTR."""
         return _ATTR_OUT.pack(LIFETIME_S, 0, 0, *self._fields(attr))
 
-    def directory(self, entries: Iterable[tuple[bytes, AttrLike, int]], size: int) -> bytes:
-        """READDIR: as many ``(name, attributes, offset of the next one)`` as fit into ``size`` bytes."""
+    def directory(self, entries: Iterable[EntryLike], size: int) -> bytes:
+        """READDIR: as many entries as fit into ``size`` bytes."""
         return _packed(map(_dirent, entries), size)
 
-    def directory_plus(self, entries: Iterable[tuple[bytes, AttrLike, int]], size: int) -> bytes:
+    def directory_plus(self, entries: Iterable[EntryLike], size: int) -> bytes:
         """READDIRPLUS: the same with attributes, each a LOOKUP that need not be asked."""
         return _packed(map(self._direntplus, entries), size)
 
-    def _direntplus(self, entry: tuple[bytes, AttrLike, int]) -> bytes:
-        name, attr, offset = entry
+    def _direntplus(self, entry: EntryLike) -> bytes:
+        name, attr, following = entry
         ino, length = attr.ino, len(name)
-        kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
         # No node behind "." and "..": the kernel knows them, and would count a lookup that it never forgets.
-        nodeid = 0 if name in _DOTS else ino
-        head = _DIRENTPLUS.pack(nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, offset, length, kind)
+        nodeid = ino if following > 0 else 0
+        kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
+        head = _DIRENTPLUS.pack(
+            nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, following + DOTS, length, kind
+        )
         return head + name + _PADDING[length % 8]
 
 
-_DOTS = frozenset({b".", b".."})
+def dot_entries(here: AttrLike, at: int) -> list[EntryLike]:
+    """``.`` and ``..`` as a directory begins with them, from position ``at`` on.
+
+    Nothing here knows the parent of a directory, so both show its own number; programs that climb use ``stat("..")``,
+    which the kernel answers.
+    """
+    return [(b".", here, 1 - DOTS), (b"..", here, 0)][at:]
 
 
-def _dirent(entry: tuple[bytes, AttrLike, int]) -> bytes:
-    name, attr, offset = entry
+def _dirent(entry: EntryLike) -> bytes:
+    name, attr, following = entry
     length = len(name)
     kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
-    return _DIRENT.pack(attr.ino, offset, length, kind) + name + _PADDING[length % 8]
+    return _DIRENT.pack(attr.ino, following + DOTS, length, kind) + name + _PADDING[length % 8]
 
 
 def _packed(records: Iterable[bytes], size: int) -> bytes:

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from listings import BLOCK_BYTES, DIRECTORY, GENERATIONS, LISTINGS, Entry, appended, built
+
+from raycache.core import manifest as manifest_module
+from raycache.core.manifest import Manifest
+from raycache.core.values import BlockPlan
+from raycache.errors import InvalidInput
+
+TREE = [
+    Entry(b"a.jpg", False, 30, 1, '"0123456789abcdef0123456789abcdef"'),
+    Entry(b"b.jpg", False, 30, 2, '"v1"'),
+    Entry(b"dir", True),
+    Entry(b"empty", False, 0, 3, '"v0"'),
+    Entry(b"large", False, 250, 4, '"v2"'),
+    Entry(b"z\xff", False, 7, 5, ""),
+]
+
+
+def every_version(generations):
+    manifest = built(generations[0])
+    for entries in generations[1:]:
+        manifest = appended(manifest, entries)
+    return manifest
+
+
+@given(GENERATIONS, st.sampled_from([None, "zstd"]))
+def test_buffer_round_trip(generations, compression):
+    manifest = every_version(generations)
+    again = Manifest.from_buffer(manifest.to_buffer(compression))
+    assert again.directory == manifest.directory
+    for name in manifest_module._COLUMNS:
+        assert again.column(name).equals(manifest.column(name))
+    assert list(again.rows()) == list(manifest.rows())
+    for row in manifest.rows():
+        assert again.find(manifest.name(row)) == row
+        assert again.etag(row) == manifest.etag(row)
+    assert [again.block_id(block) for block in range(again.block_count)] == [
+        manifest.block_id(block) for block in range(manifest.block_count)
+    ]
+    assert again.to_buffer().equals(manifest.to_buffer())
+
+
+def test_mapped_buffer_is_not_copied():
+    buffer = built(TREE).to_buffer()
+    names = Manifest.from_buffer(memoryview(buffer)).column("names").buffers()[2]
+    assert buffer.address <= names.address < buffer.address + buffer.size
+
+
+def test_names_that_are_no_utf8_survive_in_the_head():
+    odd = "b\udcffd"
+    manifest = built(TREE, replace(DIRECTORY, source=f"file:///{odd}", path=odd, dataset="x"))
+    again = Manifest.from_buffer(manifest.to_buffer())
+    assert again.directory == manifest.directory
+    assert again.plan(0).parts == manifest.plan(0).parts
+
+
+@given(LISTINGS, st.data())
+def test_pieces_are_the_bytes_of_a_row(entries, data):
+    manifest = built(entries)
+    stream = [0] * manifest.size_bytes
+    for row in manifest.rows():
+        size = manifest.size(row)
+        at = 0
+        for piece in manifest.pieces(row, 0, size):
+            assert piece.length > 0
+            assert piece.offset + piece.length <= manifest.block_size(piece.block)
+            start = sum(manifest.block_size(block) for block in range(piece.block)) + piece.offset
+            for position in range(start, start + piece.length):
+                stream[position] += 1
+            at += piece.length
+        assert at == size
+        offset = data.draw(st.integers(0, size + 3))
+        length = data.draw(st.integers(0, size + 3))
+        part = manifest.pieces(row, offset, length)
+        assert sum(piece.length for piece in part) == max(0, min(length, size - offset))
+    assert stream == [1] * manifest.size_bytes
+
+
+@given(GENERATIONS)
+def test_plan_tiles_its_block_and_agrees_with_the_pieces(generations):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_module, "PART_BYTES", 40)
+        manifest = every_version(generations)
+        for block in range(manifest.block_count):
+            plan = manifest.plan(block)
+            assert plan.block_id == manifest.block_id(block)
+            assert plan.dataset == "train"
+            assert plan.size_bytes == manifest.block_size(block) <= BLOCK_BYTES
+            end = 0
+            for part in plan.parts:
+                assert part.block_offset == end
+                assert 0 < part.length <= 40
+                end += part.length
+            assert end == plan.size_bytes
+            assert BlockPlan.unpack(plan.pack()) == plan
+        for row in manifest.rows():
+            for piece in manifest.pieces(row, 0, manifest.size(row)):
+                parts = [part for part in manifest.plan(piece.block).parts if part.path == manifest.path(row)]
+                mine = [part for part in parts if piece.offset <= part.block_offset < piece.offset + piece.length]
+                assert sum(part.length for part in mine) == piece.length
+                assert {part.etag for part in mine} == {manifest.etag(row)}
+                # A part's place in the file and its place in the block differ by the same as the piece's.
+                assert all(
+                    manifest.pieces(row, part.file_offset, part.length) == [(piece.block, part.block_offset, part.length)]
+                    for part in mine
+                )
+
+
+def ids(manifest):
+    return [manifest.block_id(block) for block in range(manifest.block_count)]
+
+
+def test_blocks_of_the_same_files_have_the_same_id_everywhere():
+    here = ids(built(TREE))
+    assert len(set(here)) == len(here) == 5
+    elsewhere = replace(DIRECTORY, dir_id=99, version=17, listed_ns=5, hidden=3, dataset="other")
+    assert ids(built(list(reversed(TREE)), elsewhere, first_id=5)) == here
+    assert all(len(block_id) == 16 for block_id in here)
+
+
+def test_what_has_no_bytes_has_no_part_in_an_id():
+    # Between a.jpg and b.jpg, where nothing moves a cut.
+    here = ids(built(TREE))
+    assert ids(built([*TREE, Entry(b"aa", True, mtime_ns=5), Entry(b"ab", False, 0, 1, '"e"')])) == here
+
+
+def test_id_is_of_the_place_too():
+    here = set(ids(built(TREE)))
+    assert not here & set(ids(built(TREE, replace(DIRECTORY, path="a/c"))))
+    assert not here & set(ids(built(TREE, replace(DIRECTORY, source="s3://bucket/other"))))
+    assert ids(built(TREE, replace(DIRECTORY, source="s3://bucket/train/a", path="b"))) == ids(built(TREE))
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "differ"),
+    [
+        (0, {"etag": '"fedcba98765432100123456789abcdef"'}, {0}),
+        (1, {"etag": '"v9"'}, {0}),
+        (1, {"name": b"b.jpeg"}, {0}),
+        (1, {"size": 31}, {0}),
+        (4, {"etag": '"v9"'}, {1, 2, 3}),
+        (4, {"size": 249}, {1, 2, 3}),
+        (5, {"mtime_ns": 6}, {4}),
+        # With a version the mtime says nothing: the same bytes were written again.
+        (1, {"mtime_ns": 9}, set()),
+        (2, {"mtime_ns": 9}, set()),
+        (3, {"etag": '"v9"'}, set()),
+    ],
+)
+def test_changed_file_changes_the_ids_of_its_blocks_and_no_other(row, changes, differ):
+    changed = [entry._replace(**changes) if at == row else entry for at, entry in enumerate(TREE)]
+    before, after = ids(built(TREE)), ids(built(changed))
+    assert {block for block in range(len(before)) if before[block] != after[block]} == differ
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["", '"x"', '"y"'])), min_size=1, max_size=8))
+def test_id_tells_versions_apart_where_the_source_has_none(files):
+    """A file that is replaced by one of the same size, in a source without versions, is another block."""
+    old = built([Entry(b"%d" % at, False, size, 1, etag) for at, (size, etag) in enumerate(files)])
+    new = appended(old, [Entry(b"%d" % at, False, size, 2, etag) for at, (size, etag) in enumerate(files)])
+    stale = {
+        new.block_id(block)
+        for block in range(old.block_count, new.block_count)
+        if any(part.etag == "" for part in new.plan(block).parts)
+    }
+    assert not stale & set(ids(old))
+
+
+@pytest.mark.parametrize("buffer", [b"", b"x", b"not a manifest" * 100, b"\xff" * 64, b"\0" * 64, b"PK\x03\x04" + b"\0" * 90])
+def test_bytes_that_are_no_manifest(buffer):
+    with pytest.raises(InvalidInput, match="not a manifest"):
+        Manifest.from_buffer(buffer)
+
+
+def test_arrow_stream_that_is_no_manifest():
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"names": [b"x"]})
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(InvalidInput, match="not a manifest"):
+        Manifest.from_buffer(sink.getvalue())
+
+
+@pytest.mark.parametrize("change", ["none", "format", "columns", "rows", "number", "missing", "lengths"])
+def test_stream_with_a_damaged_head(change):
+    batch = pa.ipc.open_stream(built(TREE).to_buffer()).read_next_batch()
+    meta = dict(batch.schema.metadata)
+    if change == "format":
+        meta[b"format"] = b"999"
+    if change == "number":
+        meta[b"dir_id"] = b"seven"
+    if change == "missing":
+        del meta[b"listed_ns"]
+    if change == "columns":
+        batch = batch.rename_columns([*batch.schema.names[:-1], "slits"])
+    if change == "lengths":
+        shorter = pa.array([batch.column(2)[0].as_py()[:-1]], batch.schema.field(2).type)
+        batch = batch.set_column(2, batch.schema.field(2), shorter)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema.with_metadata(meta)) as writer:
+        if change != "rows":
+            writer.write_batch(batch.replace_schema_metadata(meta))
+    if change == "none":
+        assert Manifest.from_buffer(sink.getvalue()).row_count == len(TREE)
+        return
+    with pytest.raises(InvalidInput, match="format 999" if change == "format" else "not a manifest"):
+        Manifest.from_buffer(sink.getvalue())
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_truncated_buffer(compression):
+    whole = built(TREE).to_buffer(compression).to_pybytes()
+    # The last 8 bytes only say that the stream ends.
+    for length in range(0, len(whole) - 8):
+        with pytest.raises(InvalidInput, match="not a manifest"):
+            Manifest.from_buffer(whole[:length])
