@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from raycache import errors
+
 if TYPE_CHECKING:
     from raycache.actors.cluster import Cluster
     from raycache.client.filesystem import FileSystem
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "dataset",
     "disconnect",
+    "errors",
     "exists",
     "filesystem",
     "glob",

@@ -80,7 +80,7 @@ def _check_token(address: str) -> None:
 
     raylet: Any = importlib.import_module("ray._raylet")
     loader = raylet.AuthenticationTokenLoader.instance()
-    if os.environ.get(AUTH_MODE) == "token" and not loader.has_token():
+    if os.environ.get(AUTH_MODE) == "token" and not loader.has_token(ignore_auth_mode=True):
         # GcsClient would abort the process here.
         raise AccessDenied(
             f"{AUTH_MODE}=token but there is no token; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN"

@@ -60,6 +60,7 @@ def _files(address: str | None) -> Any:
 def start(
     address: Address = None,
     mem: Annotated[str | None, typer.Option(help="Memory per node for blocks: a size, or a share as in 40%.")] = None,
+    new_ray: Annotated[bool, typer.Option("--new-ray", help="Start a Ray cluster even if there is one here.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start the cache on a Ray cluster; where there is none on this machine, start that too."""
@@ -68,13 +69,15 @@ def start(
     from raycache.actors.transport import find_address
 
     settings = _settings(address, mem=mem)
-    started = False
-    try:
-        find_address(settings)
-    except ClusterUnavailable:
-        _out.print("no Ray cluster on this machine; starting one")
+    started = new_ray
+    if not new_ray:
+        try:
+            find_address(settings)
+        except ClusterUnavailable:
+            started = True
+    if started:
+        Console(stderr=True).print("starting a Ray cluster of one node on this machine")
         settings = settings.model_copy(update={"address": start_local_ray(settings)})
-        started = True
     cluster = current(settings)
     about = {"address": cluster.address, "workers": len(cluster.pool.workers()), "started_ray": started}
     if as_json:

@@ -29,6 +29,7 @@ from raycache.errors import MountError
 from raycache.fuse import wire
 
 DEVICE = "/dev/fuse"
+_DEVICE_NUMBER = (10, 229)
 FSTYPE = "fuse.raycache"
 HANDSHAKE_S = 10.0
 FUSERMOUNT_S = 30.0
@@ -190,11 +191,15 @@ def check_device() -> None:
 
 def _open_device() -> int:
     try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise MountError(f"no {DEVICE} here: {_NEEDS_DEVICE}") from error
     except OSError as error:
         raise MountError(f"cannot open {DEVICE} ({error.strerror}): {_NEEDS_DEVICE}") from error
+    if os.fstat(fd).st_rdev != os.makedev(*_DEVICE_NUMBER):  # containers hide a device behind /dev/null
+        os.close(fd)
+        raise MountError(f"{DEVICE} is not the FUSE device here: {_NEEDS_DEVICE}")
+    return fd
 
 
 def _mount_error(target: str, error: OSError) -> MountError:

@@ -55,7 +55,7 @@ def main() -> None:
         _log.exception("cannot serve %s", task.mountpoint)
         _reply(answer, {"error": f"{type(error).__name__}: {error}; see {task.log}", "kind": "MountError"})
     finally:
-        forget_record(Settings(**task.settings).state_dir, task.mountpoint)
+        forget_record(Settings(**task.settings).state_dir, task.mountpoint, os.getpid())
     # Ray's threads and atexit handlers have nothing left to do for a mount that is gone, and can take seconds.
     logging.shutdown()
     os._exit(0)

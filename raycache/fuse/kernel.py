@@ -23,6 +23,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
@@ -34,7 +36,7 @@ from raycache.errors import MountError, NotFound
 from raycache.fuse import device, wire
 from raycache.fuse.errno import errno_of
 from raycache.fuse.misses import Limits, Misses
-from raycache.fuse.vfs import ROOT_INO, Vfs, WouldBlock
+from raycache.fuse.vfs import Vfs, WouldBlock
 from raycache.fuse.wire import Agreed, Malformed, Op, Request
 
 _log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ _log = logging.getLogger(__name__)
 Answer = Callable[[Request, bool], Buffer]
 """Body of the answer to a request; the second argument is whether it may wait."""
 
-_SILENT = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
+_SILENT = frozenset({int(Op.FORGET), int(Op.BATCH_FORGET)})
 _WRITES: tuple[int, ...] = (
     Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE,
     Op.CREATE, Op.SETXATTR, Op.REMOVEXATTR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
@@ -78,6 +80,8 @@ class KernelSession:
         self._packer = wire.Packer(*owner)
         self._agreed = agreed
         self._stopped = False
+        self._lock = threading.Lock()
+        self._wake: int | None = None
         self._misses = Misses(self._answer_late, self._answer_never, limits or Limits())
         self._answers: dict[int, Answer] = {
             Op.LOOKUP: self._lookup,
@@ -97,30 +101,46 @@ class KernelSession:
     def serve(self) -> Ended:
         """Answer requests until the mount ends or ``stop`` is called."""
         self.begin()
-        buffer = bytearray(wire.REQUEST_BYTES)
-        view, into = memoryview(buffer), [buffer]
+        with self._lock:
+            self._wake = os.eventfd(int(self._stopped), os.EFD_CLOEXEC)
+        # Not to sleep in a read that only a request ends: ``stop`` must end it as well. All copies of the descriptor
+        # share this setting.
+        os.set_blocking(self._fd, False)
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         try:
-            while not self._stopped:
-                try:
-                    length = os.readv(self._fd, into)
-                except OSError as error:
-                    if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                        return Ended.UNMOUNTED
-                    # ENOENT: the request was taken back while it was copied. The others cannot last.
-                    if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
-                        raise MountError(f"cannot read {device.DEVICE}: {error.strerror}") from error
-                    continue
-                self.dispatch(view, length)
-            return Ended.STOPPED
+            return self._serve(poll)
         finally:
             self._misses.close()
+            with self._lock:
+                os.close(self._wake)
+                self._wake = None
+
+    def _serve(self, poll: select.poll) -> Ended:
+        fd, buffer = self._fd, bytearray(wire.REQUEST_BYTES)
+        view, into = memoryview(buffer), [buffer]
+        while not self._stopped:
+            poll.poll()
+            try:
+                length = os.readv(fd, into)
+            except OSError as error:
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    return Ended.UNMOUNTED
+                # ENOENT: the request was taken back while it was copied. The others cannot last.
+                if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    raise MountError(f"cannot read {device.DEVICE}: {error.strerror}") from error
+                continue
+            self.dispatch(view, length)
+        return Ended.STOPPED
 
     def stop(self) -> None:
         """Make ``serve`` return. The mount stays; what is unanswered waits for whoever serves it next."""
-        self._stopped = True
         self._misses.close()
-        # The serving thread sleeps in a read that nothing but a request ends; this makes the kernel send it one.
-        self._notify(wire.pack_retrieve(ROOT_INO))
+        with self._lock:
+            self._stopped = True
+            if self._wake is not None:
+                os.eventfd_write(self._wake, 1)
 
     def resend(self) -> None:
         """Have the kernel send again what a dead process had read and not answered. Before ``serve``."""
@@ -191,6 +211,8 @@ class KernelSession:
         self._refuse(request.unique, errno.EINTR if killed else errno.EIO)
 
     def _lookup(self, request: Request, wait: bool) -> Buffer:
+        if len(request.name) > paths.NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         try:
             attr = self._vfs.lookup(request.nodeid, request.name, wait=wait)
         except NotFound:

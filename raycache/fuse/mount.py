@@ -12,6 +12,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -132,7 +133,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False, settings:
         while record.alive and not lazy and time.monotonic() < deadline:
             time.sleep(0.02)
         if not record.alive:
-            forget_record(settings.state_dir, target)
+            forget_record(settings.state_dir, target, record.gateway_pid)
 
 
 def list_mounts(settings: Settings | None = None) -> list[dict[str, Any]]:
@@ -172,7 +173,8 @@ def _existing(target: str, uri: str, settings: Settings) -> MountRecord | None:
     if record is None and not _is_dead(target):
         raise _busy(f"{there.source} is mounted on {target} by another user or state directory")
     device.unmount(target, lazy=True)
-    forget_record(settings.state_dir, target)
+    if record is not None:
+        forget_record(settings.state_dir, target, record.gateway_pid)
     return None
 
 
@@ -229,16 +231,8 @@ def _start_gateway(task: Task, log: Path) -> None:
         process.wait(5)
         kind = getattr(errors, answer["kind"], MountError)
         raise kind(answer["error"]) if issubclass(kind, RaycacheError) else MountError(answer["error"])
-    # It is nobody's child to wait for: a zombie of ours must not look like a gateway that lives.
-    _reap_later(process)
-
-
-_gateways: list[subprocess.Popen[bytes]] = []
-
-
-def _reap_later(process: subprocess.Popen[bytes]) -> None:
-    _gateways[:] = [one for one in _gateways if one.poll() is None]
-    _gateways.append(process)
+    # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
+    threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()
 
 
 def _raise_read_ahead(record: MountRecord, settings: Settings) -> MountRecord:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
+from raycache.errors import MountError
 from raycache.fuse.errno import errno_of
 from raycache.fuse.vfs import Attr, DirEntry, Vfs, WouldBlock
 
@@ -144,12 +145,15 @@ class Operations(pyfuse3.Operations):
 def serve(
     vfs: Vfs, mountpoint: str, source: str, *, owner: tuple[int, int], allow_other: bool, ready: Callable[[], None]
 ) -> None:
-    """Mount, say so, and serve until unmounted or told to end by SIGTERM. Raises RuntimeError when mounting fails."""
+    """Mount, say so, and serve until unmounted or told to end by SIGTERM. Raises MountError."""
     options = set(pyfuse3.default_options) | {
         f"fsname={source}", "subtype=raycache", "ro", "nosuid", "nodev", "default_permissions",
     }  # fmt: skip
     options |= {"allow_other"} if allow_other else set()
-    pyfuse3.init(Operations(vfs, owner, ready), mountpoint, options)
+    try:
+        pyfuse3.init(Operations(vfs, owner, ready), mountpoint, options)
+    except RuntimeError as error:
+        raise MountError(f"cannot mount on {mountpoint}: {error}; libfuse says why in the gateway's log") from error
     try:
         trio.run(_main)
     finally:

@@ -71,9 +71,11 @@ def read_record(state_dir: Path, mountpoint: str) -> MountRecord | None:
     return _read(record_path(state_dir, mountpoint))
 
 
-def forget_record(state_dir: Path, mountpoint: str) -> None:
-    """Drop the record of a mount point."""
-    record_path(state_dir, mountpoint).unlink(missing_ok=True)
+def forget_record(state_dir: Path, mountpoint: str, gateway_pid: int) -> None:
+    """Drop the record of a mount point, if it is that gateway's: a successor may have written its own by now."""
+    record = read_record(state_dir, mountpoint)
+    if record is not None and record.gateway_pid == gateway_pid:
+        record_path(state_dir, mountpoint).unlink(missing_ok=True)
 
 
 def all_records(state_dir: Path) -> list[MountRecord]:

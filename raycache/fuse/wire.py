@@ -81,7 +81,6 @@ class Op(IntEnum):
     INTERRUPT = 36
     DESTROY = 38
     IOCTL = 39
-    NOTIFY_REPLY = 41
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -97,7 +96,6 @@ class Notify(IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
-    RETRIEVE = 5
     RESEND = 7
 
 
@@ -107,7 +105,6 @@ class Flag(IntFlag):
     ASYNC_READ = 1 << 0
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
-    ASYNC_DIO = 1 << 15
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
     ABORT_ERROR = 1 << 21
@@ -123,7 +120,6 @@ WANTED = (
     Flag.ASYNC_READ
     | Flag.DO_READDIRPLUS
     | Flag.READDIRPLUS_AUTO
-    | Flag.ASYNC_DIO
     | Flag.NO_OPEN_SUPPORT
     | Flag.PARALLEL_DIROPS
     | Flag.ABORT_ERROR
@@ -134,7 +130,8 @@ WANTED = (
     | Flag.INIT_EXT
     | Flag.HAS_RESEND
 )
-"""Never WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new."""
+"""Never WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new, nor
+ASYNC_DIO, with which not even a kill ends the wait of a program for an O_DIRECT read."""
 NEEDED = Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT
 
 _ATTR = "QQQqqq10I"
@@ -153,7 +150,6 @@ _DIRENTPLUS = Struct("=4Q2I" + _ATTR + "QQII")
 _STATFS_OUT = Struct("=5Q3I28x")
 _INVAL_INODE_OUT = Struct("=Qqq")
 _INVAL_ENTRY_OUT = Struct("=QII")
-_RETRIEVE_OUT = Struct("=QQQII")
 
 IN_HEADER_BYTES = _IN_HEADER.size
 OUT_HEADER_BYTES = _OUT_HEADER.size
@@ -361,11 +357,6 @@ def pack_inval_entry(parent: int, name: bytes) -> bytes:
 def pack_resend() -> bytes:
     """Notification: send again what was read and not answered."""
     return _notification(Notify.RESEND, b"")
-
-
-def pack_retrieve(nodeid: int) -> bytes:
-    """Notification: send a NOTIFY_REPLY with no bytes of a file. Wakes whoever reads the device."""
-    return _notification(Notify.RETRIEVE, _RETRIEVE_OUT.pack(0, nodeid, 0, 0, 0))
 
 
 def _notification(code: Notify, body: bytes) -> bytes:

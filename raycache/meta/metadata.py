@@ -140,6 +140,8 @@ class Metadata:
             inside = uri == dataset.source or (name is None and uri.startswith(dataset.source.rstrip("/") + "/"))
             if inside and (best is None or len(dataset.source) > len(best.source)):
                 best = dataset
+            if dataset.name == name and uri != dataset.source:
+                raise InvalidInput(f"dataset {name!r} is {dataset.source} already; choose another name")
         if best is not None and name not in (None, best.name):
             raise InvalidInput(f"{uri} is dataset {best.name!r} already; use that name")
         return best

@@ -40,7 +40,10 @@ class UnderFileSystem(Protocol):
         ...
 
     def stat(self, path: str) -> Stat:
-        """One file or directory. Raises NotFound, AccessDenied, SourceUnavailable."""
+        """One file or directory; the root is always a directory unless the source is missing or a file itself.
+
+        Raises NotFound, AccessDenied, SourceUnavailable.
+        """
         ...
 
     def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
@@ -52,7 +55,10 @@ class UnderFileSystem(Protocol):
         ...
 
     def put(self, path: str, data: Buffer) -> Stat:
-        """Create or replace a file. Raises AccessDenied, SourceUnavailable."""
+        """Create or replace a file. The mtime of the result is 0 where the store does not report it.
+
+        Raises NotFound or AccessDenied (no such bucket), ReadOnly, SourceUnavailable.
+        """
         ...
 
     def delete(self, path: str) -> None:

@@ -1,60 +1,104 @@
 """Every file system that fsspec knows and obstore does not: HDFS, OSS, FTP, SFTP and so on.
 
 fsspec has no conditional reads, so the version is looked up before and after a read and must be the listed one both
-times. Its calls report any failure as an OSError of some kind; those that may pass are retried with backoff.
+times. Most of its calls report a failure as an OSError of some kind, some as whatever their client library raises;
+what may pass is retried with backoff.
+
+fsspec has no deadlines either: some implementations hang for minutes when a server is away (hdfs-native: three, with
+0.14). So each call runs in a thread of its own, which is left behind when it does not come back in time. Threads left
+behind count as requests under way, so that they cannot pile up.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from raycache.core import paths
 from raycache.core.listing import LISTING_SCHEMA
 from raycache.core.values import Buffer, Stat
-from raycache.errors import AccessDenied, Changed, InvalidInput, NotADirectory, NotFound, SourceUnavailable
+from raycache.errors import (
+    AccessDenied,
+    Changed,
+    InvalidInput,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+    RaycacheError,
+    SourceUnavailable,
+)
 from raycache.ufs.base import Limits
 
 _Result = TypeVar("_Result")
-_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_FINAL = (
+    RaycacheError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
+    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ImportError,
+)  # fmt: skip
+"""What another attempt would only raise again."""
+_REFUSALS = {"NoCredentialsError", "PartialCredentialsError", "ClientAuthenticationError", "AuthenticationException"}
+"""Names of the classes by which client libraries (botocore, azure, paramiko) say that credentials are wrong."""
 _VERSION_KEYS = ("ETag", "etag", "checksum", "md5", "generation", "content_md5")
-_TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "modify", "created", "modification_time")
+_TIME_KEYS = (
+    "mtime", "LastModified", "last_modified", "modified", "modify", "created", "modification_time", "modificationTime",
+)  # fmt: skip
+_MILLISECONDS_FROM = 10**11
+"""A number of seconds this large is in the year 5138: HDFS counts in milliseconds."""
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 _PACKAGES = {"oss": "ossfs", "hdfs": "raycache[hdfs]", "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol"}
 """What to install for a scheme whose fsspec implementation is missing or needs more. For hdfs the package also
 replaces fsspec's own implementation, which needs a JVM."""
+_NO_PARENTS = {"s3", "s3a", "oss"}
+"""Schemes without directories, where to make a parent could mean to make a bucket."""
+_HDFS = {"hdfs", "viewfs"}
+_HDFS_DEFAULTS = {"dfs.client.failover.max.attempts": "3", "dfs.client.failover.sleep.base.millis": "200"}
+"""By itself hdfs-native tries for three minutes before it says why. Three attempts reach a standby's active peer."""
+_ONE_AT_A_TIME = {"ftp"}
+"""Schemes whose implementation has one connection and no lock."""
 
 
 class FsspecUfs:
     """An UnderFileSystem over any fsspec file system."""
 
     def __init__(self, location: paths.Location, options: dict[str, Any], limits: Limits) -> None:
+        """Some implementations connect here. Raises InvalidInput, AccessDenied, SourceUnavailable."""
         self.uri = location.uri
+        self._scheme = location.scheme
         self._limits = limits
+        self._under_way = threading.BoundedSemaphore(1 if location.scheme in _ONE_AT_A_TIME else limits.connections)
         try:
-            # Two datasets may reach one host with different credentials: never share fsspec's cached instances.
-            self._fs, self._root = fsspec.core.url_to_fs(location.uri, skip_instance_cache=True, **options)
+            self._fs, self._root = self._within(limits.request_timeout_s, lambda: _open(location, options))
         except ImportError as error:
             raise InvalidInput(
                 f"{location.uri}: fsspec needs another package for {location.scheme}://: "
                 f"{error}{_hint(location.scheme)}"
             ) from error
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"{location.uri}: {error}") from error
+        except PermissionError as error:
+            raise AccessDenied(f"{location.uri}: access denied: {error}; check the credentials") from error
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise SourceUnavailable(f"{location.uri}: cannot connect: {reason}{_hint(location.scheme)}") from error
+        except Exception as error:  # client libraries raise classes of their own here too
+            if type(error).__name__ in _REFUSALS:
+                raise AccessDenied(f"{location.uri}: access denied: {error}; check the credentials") from error
+            raise InvalidInput(f"{location.uri}: {error or type(error).__name__}") from error
 
     def list_directory(self, path: str) -> Any:
         """See UnderFileSystem."""
+        return self._try(path, lambda: self._list(path))
+
+    def _list(self, path: str) -> Any:
         real = self._real(path)
         # Caches of fsspec would hide what changed since.
-        infos = self._try(path, lambda: self._fs.ls(real, detail=True, refresh=True))
+        infos = self._fs.ls(real, detail=True, refresh=True)
         own = real.rstrip("/")
         rows = [info for info in infos if info["name"].rstrip("/") != own]
         if len(infos) == 1 and not rows and infos[0]["type"] != "directory" and not infos[0]["name"].endswith("/"):
@@ -71,6 +115,9 @@ class FsspecUfs:
 
     def stat(self, path: str) -> Stat:
         """See UnderFileSystem."""
+        return self._try(path, lambda: self._stat(path))
+
+    def _stat(self, path: str) -> Stat:
         info = self._info(path)
         is_dir = info["type"] == "directory"
         size, etag = (0, "") if is_dir else (int(info.get("size") or 0), _version(info))
@@ -79,12 +126,23 @@ class FsspecUfs:
     def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
         """See UnderFileSystem."""
         try:
-            before = _version(self._info(path)) if etag else ""
-            data: bytes = self._try(path, lambda: self._fs.cat_file(self._real(path), start=start, end=start + length))
-            after = _version(self._info(path)) if etag else ""
+            return self._try(path, lambda: self._get(path, start, length, etag))
         except NotFound as error:
             raise Changed(f"{self._name(path)} was deleted since it was listed; refresh its directory") from error
-        if etag and {before, after} != {etag}:
+        except (IsADirectory, NotADirectory) as error:
+            raise Changed(f"{self._name(path)} is no file any more; refresh its directory") from error
+
+    def _get(self, path: str, start: int, length: int, etag: str) -> Buffer:
+        before = self._stat(path)
+        if before.is_dir:
+            raise IsADirectory(f"{self._name(path)} is a directory")
+        if etag and before.etag != etag:
+            raise Changed(f"{self._name(path)} changed since it was listed; refresh its directory")
+        # Asked here, because implementations differ in what they make of a range beyond the end.
+        data = b""
+        if length and start + length <= before.size_bytes:
+            data = self._fs.cat_file(self._real(path), start=start, end=start + length)
+        if etag and self._stat(path).etag != etag:
             raise Changed(f"{self._name(path)} changed since it was listed; refresh its directory")
         if len(data) != length:
             raise Changed(f"{self._name(path)} is shorter than when it was listed; refresh its directory")
@@ -92,46 +150,93 @@ class FsspecUfs:
 
     def put(self, path: str, data: Buffer) -> Stat:
         """See UnderFileSystem."""
-        parent = self._real(path).rpartition("/")[0]
-        self._try(path, lambda: self._fs.makedirs(parent, exist_ok=True) if parent else None)
-        self._try(path, lambda: self._fs.pipe_file(self._real(path), bytes(data)))
-        return self.stat(path)
+        return self._try(path, lambda: self._put(path, data))
+
+    def _put(self, path: str, data: Buffer) -> Stat:
+        real = self._real(path)
+        if self._scheme not in _NO_PARENTS and (parent := real.rpartition("/")[0]):
+            self._fs.makedirs(parent, exist_ok=True)
+        self._fs.pipe_file(real, bytes(data))
+        return self._stat(path)
 
     def delete(self, path: str) -> None:
         """See UnderFileSystem."""
         self._try(path, lambda: self._fs.rm_file(self._real(path)))
 
     def _info(self, path: str) -> Mapping[str, Any]:
-        def look() -> Mapping[str, Any]:
-            self._fs.invalidate_cache()
-            info: Mapping[str, Any] = self._fs.info(self._real(path))
-            return info
-
-        return self._try(path, look)
+        self._fs.invalidate_cache()
+        info: Mapping[str, Any] = self._fs.info(self._real(path))
+        return info
 
     def _real(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+        real = f"{self._root.rstrip('/')}/{path}" if path else self._root
+        # Some read '#', '?' or ';' as part of a URL and would quietly use the file whose name ends there.
+        if path and self._fs._strip_protocol(real) != real:
+            raise InvalidInput(f"{self._name(path)}: fsspec's {self._scheme} file system cannot name this path")
+        return real
 
     def _name(self, path: str) -> str:
         return paths.join(self.uri, path)
 
     def _try(self, path: str, call: Callable[[], _Result]) -> _Result:
+        """Call until it succeeds, fails for good, or half of the time is over; no later than the deadline in all."""
+        deadline = time.monotonic() + self._limits.request_timeout_s
         retrying = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(lambda error: not isinstance(error, _FINAL) and not _is_refusal(error)),
             stop=stop_after_delay(self._limits.request_timeout_s / 2),
-            wait=wait_exponential_jitter(initial=0.1, max=5),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
             reraise=True,
         )
         try:
-            return retrying(call)
+            return retrying(lambda: self._within(deadline - time.monotonic(), call))
+        except RaycacheError:
+            raise
         except FileNotFoundError as error:
             raise NotFound(f"{self._name(path)}: no such file or directory") from error
-        except PermissionError as error:
-            raise AccessDenied(f"{self._name(path)}: access denied: {error}; check the credentials") from error
         except NotADirectoryError as error:
             raise NotADirectory(f"{self._name(path)} is not a directory") from error
-        except OSError as error:
-            raise SourceUnavailable(f"{self._name(path)}: {error}") from error
+        except IsADirectoryError as error:
+            raise IsADirectory(f"{self._name(path)} is a directory") from error
+        except Exception as error:  # the border: implementations raise whatever their client library does
+            if isinstance(error, PermissionError) or _is_refusal(error):
+                raise AccessDenied(f"{self._name(path)}: access denied: {error}; check the credentials") from error
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise SourceUnavailable(f"{self._name(path)}: {reason}") from error
+
+    def _within(self, seconds: float, call: Callable[[], _Result]) -> _Result:
+        """The call's result, or TimeoutError when it does not come in time."""
+        deadline = time.monotonic() + seconds
+        if not self._under_way.acquire(timeout=max(seconds, 0)):
+            raise TimeoutError(f"{self._limits.connections} requests are under way, none answered in time")
+        result: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                result.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller's thread
+                result.set_exception(error)
+            finally:
+                self._under_way.release()
+
+        threading.Thread(target=work, name="raycache-fsspec", daemon=True).start()
+        try:
+            return result.result(timeout=max(deadline - time.monotonic(), 0))
+        except concurrent.futures.TimeoutError as error:
+            raise TimeoutError(f"no answer within {self._limits.request_timeout_s:g} s") from error
+
+
+def _open(location: paths.Location, options: dict[str, Any]) -> tuple[Any, str]:
+    """The file system and the root in its words. Not ``url_to_fs``, which reads '::' in a path as a chain of URLs."""
+    kind: Any = fsspec.get_filesystem_class(location.scheme)
+    # Two datasets may reach one host with different credentials: never share fsspec's cached instances.
+    is_hdfs = location.scheme in _HDFS
+    given = {**(_HDFS_DEFAULTS if is_hdfs else {}), **kind._get_kwargs_from_urls(location.uri), **options}
+    found = kind(**given, skip_instance_cache=True)
+    if is_hdfs:
+        # hdfs-native cuts a path at '#', '?' and ';' (measured with 0.14). Ours are paths already.
+        found._strip_protocol = lambda path: path
+        return found, f"/{location.path}"
+    return found, found._strip_protocol(location.uri)
 
 
 def _hint(scheme: str) -> str:
@@ -139,8 +244,8 @@ def _hint(scheme: str) -> str:
     return f" (try: pip install '{package}')" if package else ""
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, _FINAL)
+def _is_refusal(error: BaseException) -> bool:
+    return type(error).__name__ in _REFUSALS
 
 
 def _utf8(name: str) -> bytes:
@@ -151,9 +256,13 @@ def _mtime_ns(info: Mapping[str, Any]) -> int:
     for key in _TIME_KEYS:
         value = info.get(key)
         if isinstance(value, datetime.datetime):
-            return int(value.timestamp() * 1e9)
+            # A time without a zone is taken as UTC: machines of different zones must agree on a version.
+            aware = value if value.tzinfo else value.replace(tzinfo=datetime.timezone.utc)
+            return (aware - _EPOCH) // datetime.timedelta(microseconds=1) * 1000
         if isinstance(value, int | float):
-            return int(value * 1e9)
+            # To whole microseconds, which a float of seconds still holds: some tell a float in a listing and a
+            # datetime for a file, and both must make the same version.
+            return round(value * (10**3 if value > _MILLISECONDS_FROM else 10**6)) * 1000
     return 0
 
 

@@ -7,11 +7,12 @@ ctime, checked on the open descriptor before and after a read. Symbolic links ar
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import stat as stat_flags
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pyarrow as pa
@@ -22,12 +23,18 @@ from raycache.core.values import Buffer, Stat
 from raycache.errors import (
     AccessDenied,
     Changed,
+    InvalidInput,
     IsADirectory,
     NotADirectory,
     NotFound,
     RaycacheError,
+    ReadOnly,
     SourceUnavailable,
 )
+
+_TEMPORARY = ".raycache-put-"
+_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
+"""What following a symbolic link may end in without anything being wrong with its directory."""
 
 
 class LocalUfs:
@@ -40,12 +47,17 @@ class LocalUfs:
     def list_directory(self, path: str) -> Any:
         """See UnderFileSystem."""
         names, dirs, sizes, mtimes, etags = [], [], [], [], []
+        temporary = os.fsencode(_TEMPORARY)
         with self._errors(path), os.scandir(os.fsencode(self._real(path))) as entries:
             for entry in entries:
+                if entry.name.startswith(temporary):
+                    continue  # a put under way, or one that a crash cut short
                 try:
                     info = entry.stat()
-                except FileNotFoundError:
-                    continue  # deleted while listing, or a link to nothing: not an entry that could be read
+                except OSError as error:
+                    if error.errno == errno.ENOENT or (error.errno in _LEADS_NOWHERE and entry.is_symlink()):
+                        continue  # deleted while listing, or a link to nothing: not an entry that could be read
+                    raise
                 is_dir = stat_flags.S_ISDIR(info.st_mode)
                 if not is_dir and not stat_flags.S_ISREG(info.st_mode):
                     continue  # sockets, pipes and devices hold no data to cache
@@ -70,12 +82,15 @@ class LocalUfs:
     def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
         """See UnderFileSystem."""
         try:
-            with self._errors(path), open(self._real(path), "rb", buffering=0) as file:
-                before = _version(os.fstat(file.fileno()))
-                data = _pread_all(file.fileno(), length, start)
-                after = _version(os.fstat(file.fileno()))
+            with self._errors(path), _opened(self._real(path)) as fd:
+                info = os.fstat(fd)
+                before = _version(info) if stat_flags.S_ISREG(info.st_mode) else "not a regular file"
+                data = _pread_all(fd, length, start) if stat_flags.S_ISREG(info.st_mode) else b""
+                after = _version(os.fstat(fd))
         except NotFound as error:
             raise Changed(f"{self._name(path)} was deleted since it was listed; refresh its directory") from error
+        except NotADirectory as error:
+            raise Changed(f"{self._name(path)} is no file any more; refresh its directory") from error
         if etag and {before, after} != {etag}:
             raise Changed(f"{self._name(path)} changed since it was listed; refresh its directory")
         if len(data) != length:
@@ -83,22 +98,27 @@ class LocalUfs:
         return data
 
     def put(self, path: str, data: Buffer) -> Stat:
-        """See UnderFileSystem. The file appears whole, by rename."""
+        """See UnderFileSystem. The file appears whole, by rename, with the permissions that the umask leaves."""
         target = self._real(path)
+        parent = os.path.dirname(target)
         with self._errors(path):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with NamedTemporaryFile(dir=os.path.dirname(target), prefix=".raycache-", delete=False) as file:
+            os.makedirs(parent, exist_ok=True)
+            temporary = os.path.join(parent, f"{_TEMPORARY}{secrets.token_hex(8)}")
+            with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
                 try:
-                    file.write(data)
-                    file.flush()
+                    _write_all(fd, data)
                     # Before the rename: a crash between the two must not leave a name with no bytes behind it.
-                    os.fsync(file.fileno())
-                    os.replace(file.name, target)
+                    os.fsync(fd)
+                    os.replace(temporary, target)
                 except BaseException:  # whatever stopped it, an interrupt included, leaves no temporary file
                     with suppress(FileNotFoundError):
-                        os.unlink(file.name)
+                        os.unlink(temporary)
                     raise
-        return self.stat(path)
+                info = os.fstat(fd)  # only now: the rename changed the ctime
+            # After the rename: who is told that a file is safe must find its name after a crash of the machine.
+            with _opened(parent) as directory:
+                os.fsync(directory)
+        return Stat(path, False, info.st_size, info.st_mtime_ns, _version(info))
 
     def delete(self, path: str) -> None:
         """See UnderFileSystem."""
@@ -119,14 +139,28 @@ class LocalUfs:
             raise
         except FileNotFoundError as error:
             raise NotFound(f"{self._name(path)}: no such file or directory") from error
-        except NotADirectoryError as error:
+        except (NotADirectoryError, FileExistsError) as error:
             raise NotADirectory(f"{self._name(path)} is not a directory") from error
         except IsADirectoryError as error:
             raise IsADirectory(f"{self._name(path)} is a directory") from error
         except PermissionError as error:
             raise AccessDenied(f"{self._name(path)}: permission denied for this user") from error
         except OSError as error:
+            if error.errno == errno.EROFS:
+                raise ReadOnly(f"{self._name(path)}: the file system is mounted read-only") from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise InvalidInput(f"{self._name(path)}: the name is longer than this file system allows") from error
             raise SourceUnavailable(f"{self._name(path)}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+    # NONBLOCK: where a file was, someone may have put a pipe, and opening one waits for its other end.
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _version(info: os.stat_result) -> str:
@@ -143,3 +177,10 @@ def _pread_all(fd: int, length: int, start: int) -> bytes:
         chunks.append(chunk)
         start, length = start + len(chunk), length - len(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _write_all(fd: int, data: Buffer) -> None:
+    """``write`` until done: one call takes at most 2 GiB."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(fd, rest) :]

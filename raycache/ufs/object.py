@@ -38,6 +38,14 @@ from raycache.ufs.generic import FsspecUfs
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f]|//|^/|/$")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_PROVIDER = re.compile(r"credential provider: (?:\w+: )?(.*)")
+_BEYOND = "Invalid range:"
+"""How obstore's memory store says what is 416 elsewhere."""
+_SYSTEM = re.compile(r'kind: \w+,\s+(?:message|error): "([^"]+)"|kind: Timeout')
+"""Why a connection failed, which only the long text of an error says."""
+_EXPIRED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+_PASSING = {"RequestTimeout", "SlowDown", "OperationAborted"}
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _KEY_MAX = 65_536
 """Longer than any store's keys. Arrow's binary_slice fails on an open end (measured with 26.0)."""
 _memory_stores: dict[str, MemoryStore] = {}
@@ -57,14 +65,16 @@ class ObjectUfs:
 
     def list_directory(self, path: str) -> Any:
         """See UnderFileSystem."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.list_directory(path)
         key = self._key(path)
-        try:
-            with self._errors(path):
+        with self._errors(path):
+            try:
                 result = obstore.list_with_delimiter(self._store, key or None, return_arrow=True)
-        except oe.InvalidPathError as error:
-            if self._open_odd_keys is None:
-                raise SourceUnavailable(f"{self._name(path)} holds a key that cannot be listed: {error}") from error
-            return self._open_odd_keys().list_directory(path)
+            except oe.InvalidPathError:
+                if self._open_odd_keys is None:
+                    raise
+                return self._open_odd_keys().list_directory(path)
         skip = len(f"{key}/".encode()) if key else 0
         prefixes = [prefix.rstrip("/").encode()[skip:] for prefix in result["common_prefixes"]]
         return _listing(pa.table(result["objects"]), prefixes, skip)
@@ -73,14 +83,26 @@ class ObjectUfs:
         """See UnderFileSystem."""
         if odd_keys := self._odd_keys_for(path):
             return odd_keys.stat(path)
+        key = self._key(path)
         try:
+            if not key:
+                raise NotFound(f"{self.uri} is no key")
             with self._errors(path):
-                meta = obstore.head(self._store, self._key(path))
+                meta = obstore.head(self._store, key)
         except NotFound:
-            if self.list_directory(path).num_rows:
+            if self._has_children(path) or not path:
                 return Stat(path, True, 0, 0)
             raise
-        return Stat(path, False, meta["size"], int(meta["last_modified"].timestamp() * 1e9), meta["e_tag"] or "")
+        return Stat(path, False, meta["size"], _time_ns(meta["last_modified"]), meta["e_tag"] or "")
+
+    def _has_children(self, path: str) -> bool:
+        """Whether a key starts with this directory, its own marker object included."""
+        with self._errors(path):
+            try:
+                # One request: the first page, of which the first row is enough.
+                return any(obstore.list(self._store, self._key(path) or None, chunk_size=1))
+            except oe.InvalidPathError:
+                return True  # there is one, and it has no name in obstore
 
     def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
         """See UnderFileSystem."""
@@ -106,7 +128,7 @@ class ObjectUfs:
             return odd_keys.put(path, data)
         with self._errors(path):
             result = obstore.put(self._store, self._key(path), data)
-        return Stat(path, False, len(data), 0, result["e_tag"] or "")
+        return Stat(path, False, memoryview(data).nbytes, 0, result["e_tag"] or "")
 
     def delete(self, path: str) -> None:
         """See UnderFileSystem. S3 reports no error for a key that is not there."""
@@ -132,9 +154,9 @@ class ObjectUfs:
         """Map obstore's exceptions, and the HTTP status in its texts where the class says nothing."""
         try:
             yield
-        except (RaycacheError, oe.InvalidPathError):
+        except RaycacheError:
             raise
-        except (FileNotFoundError, oe.BaseError, OSError, ValueError) as error:
+        except (oe.BaseError, OSError, ValueError) as error:
             raise _translate(self._name(path), error) from error
 
 
@@ -142,19 +164,26 @@ def _translate(name: str, error: Exception) -> RaycacheError:
     text = str(error)
     status = int(found.group(1)) if (found := _STATUS.search(text)) else 0
     code = found.group(1) if (found := _CODE.search(text)) else ""
-    if isinstance(error, oe.PreconditionError) or status in (412, 416):
+    if isinstance(error, oe.PreconditionError) or status in (412, 416) or _BEYOND in text:
         return Changed(f"{name} changed since it was listed; refresh its directory")
-    if code == "NoSuchBucket":
-        return NotFound(f"{name}: there is no such bucket")
     if isinstance(error, FileNotFoundError | oe.NotFoundError) or status == 404:
-        return NotFound(f"{name}: no such key or bucket")
-    if isinstance(error, PermissionError | oe.PermissionDeniedError | oe.UnauthenticatedError) or status in (401, 403):
-        return AccessDenied(
-            f"{name}: access denied ({code or status or 'no valid credentials'}); check the credentials"
-        )
-    if status in (301, 307, 400):
+        return NotFound(f"{name}: {'there is no such bucket' if code == 'NoSuchBucket' else 'no such key or bucket'}")
+    denied = isinstance(error, PermissionError | oe.PermissionDeniedError | oe.UnauthenticatedError)
+    if denied or status in (401, 403) or code in _EXPIRED:
+        found = _PROVIDER.search(text)
+        reason = found.group(1) if found else f"{code or status or 'no valid credentials'}; check the credentials"
+        return AccessDenied(f"{name}: access denied: {reason}")
+    if status in (301, 307, 400, 405, 501) and code not in _PASSING:
         return InvalidInput(f"{name}: the store refused the request ({code or status}); check region and endpoint")
-    return SourceUnavailable(f"{name}: {_first_line(text)}")
+    if isinstance(error, ValueError | oe.InvalidPathError):  # from obstore's reading of the path, before any request
+        return InvalidInput(f"{name}: such a store cannot name this key, or one in this directory: {_first_line(text)}")
+    reason = f" ({found.group(1) or 'timed out'})" if (found := _SYSTEM.search(text)) else ""
+    return SourceUnavailable(f"{name}: {_first_line(text)}{reason}")
+
+
+def _time_ns(when: datetime.datetime) -> int:
+    """Exactly, as in a listing: a float of seconds holds no nanoseconds."""
+    return (when - _EPOCH) // datetime.timedelta(microseconds=1) * 1000
 
 
 def _first_line(text: str) -> str:
@@ -189,11 +218,12 @@ def open_object_ufs(location: paths.Location, family: str, options: dict[str, An
     common: dict[str, Any] = {
         "client_options": {
             "connect_timeout": f"{limits.connect_timeout_s}s",
-            "timeout": f"{limits.request_timeout_s}s",
+            # An attempt that starts as late as retry_timeout allows must still end before the deadline.
+            "timeout": f"{limits.request_timeout_s / 2}s",
             "allow_http": True,
             "pool_max_idle_per_host": str(limits.connections),
         },
-        # Backoff with jitter is obstore's own; half the deadline leaves time for the last attempt.
+        # Backoff with jitter is obstore's own.
         "retry_config": {
             "max_retries": 8,
             "retry_timeout": datetime.timedelta(seconds=limits.request_timeout_s / 2),
@@ -204,11 +234,15 @@ def open_object_ufs(location: paths.Location, family: str, options: dict[str, An
             config: Any = s3_config(options)
             provider = s3_credential_provider(options)
             store: ObjectStore = S3Store(location.authority, config=config, credential_provider=provider, **common)
-            return ObjectUfs(location, store, partial(FsspecUfs, location, fsspec_s3_options(options), limits))
+            words = fsspec_s3_options(options, limits.connect_timeout_s, limits.request_timeout_s)
+            return ObjectUfs(location, store, partial(FsspecUfs, location, words, limits))
         if family == "gs":
             return ObjectUfs(location, GCSStore(location.authority, config=given, **common))
         if family == "az":
-            return ObjectUfs(location, AzureStore(location.authority, config=given, **common))
+            # abfss://container@account.dfs.core.windows.net is how Azure writes it.
+            container, _, host = location.authority.partition("@")
+            account = {"account_name": host.partition(".")[0]} if host else {}
+            return ObjectUfs(location, AzureStore(container, config=given | account, **common))
         if family == "http":
             store = HTTPStore.from_url(f"{location.scheme}://{location.authority}", **common)
             return ObjectUfs(location, store)
