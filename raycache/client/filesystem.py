@@ -15,6 +15,7 @@ from raycache.core.values import Buffer, Dataset, Stat
 from raycache.errors import InvalidInput, NotADirectory, NotFound, ReadOnly
 
 BUFFER_BYTES = 2**20
+_MODES = {"".join(sorted(way + plus + kind)) for way in "rwax" for plus in ("", "+") for kind in ("", "b", "t")}
 
 
 class CachedFile(io.RawIOBase):
@@ -98,10 +99,10 @@ class FileSystem:
 
         Raises NotFound, IsADirectory, InvalidInput for a mode that is none, ReadOnly for one that writes.
         """
-        if set(mode) - set("rbt") or mode.count("r") != 1 or {"b", "t"} <= set(mode):
-            if set(mode) <= set("rwaxbt+") and mode:
-                raise ReadOnly(f"{uri}: cannot open with mode {mode!r}; the cache is read-only")
+        if "".join(sorted(mode)) not in _MODES:
             raise InvalidInput(f"{uri}: {mode!r} is no mode; use 'rb' or 'r'")
+        if set(mode) & set("wax+"):
+            raise ReadOnly(f"{uri}: cannot open with mode {mode!r}; the cache is read-only")
         raw = CachedFile(self._reader, *require_file(self._namespace.entry(uri), uri), uri)
         if "b" in mode and buffering == 0:
             return raw  # type: ignore[return-value]

@@ -1,0 +1,163 @@
+"""A whole cache in one process, without Ray: the real master's brain, the real block stores, the real client.
+
+For tests of what lies above the transport, ours and users'. ``InProcessPool.kill`` makes a worker vanish with all that
+it kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raycache.client.filesystem import FileSystem
+from raycache.client.namespace import Namespace
+from raycache.client.reader import Reader
+from raycache.core.manifest import Manifest
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
+from raycache.errors import Unavailable, WorkerLost
+from raycache.meta.catalog import Catalog
+from raycache.meta.metadata import Metadata
+from raycache.store.blocks import BlockStore, Kept
+from raycache.ufs.base import Limits
+from raycache.ufs.sources import Sources
+
+
+class PlainMemory:
+    """A BlockMemory in ordinary memory; ``full`` makes it refuse."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def put(self, block: bytearray) -> tuple[Any, memoryview]:
+        """See BlockMemory."""
+        if self.full:
+            raise Unavailable("the test's memory is full")
+        return block, memoryview(block).toreadonly()
+
+
+class InProcessMaster:
+    """A MasterApi; counts its calls."""
+
+    def __init__(self, metadata: Metadata, workers: Callable[[], list[Worker]]) -> None:
+        self.calls = 0
+        self._metadata = metadata
+        self._workers = workers
+
+    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.attach(source, name, options)
+
+    def datasets(self) -> list[Dataset]:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.datasets()
+
+    def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
+        """See MasterApi. Goes through bytes, as over the wire."""
+        self.calls += 1
+        return Manifest.from_buffer(self._metadata.manifest(dir_id, at_least).to_buffer())
+
+    def refresh(self, dir_id: int) -> int:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.refresh(dir_id)
+
+    def workers(self) -> list[Worker]:
+        """See MasterApi."""
+        self.calls += 1
+        return self._workers()
+
+
+class InProcessPool:
+    """A WorkerPool over block stores; counts its calls. A lost worker is replaced by an empty one when asked anew."""
+
+    def __init__(self, make: Callable[[], BlockStore], workers: int) -> None:
+        self.calls = 0
+        self._make = make
+        self._lock = threading.Lock()
+        self._names = [f"worker-{number}" for number in range(workers)]
+        self.stores: dict[str, BlockStore] = {name: make() for name in self._names}
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See WorkerPool."""
+        with self._lock:
+            if refresh:
+                for name in self._names:
+                    if name not in self.stores:
+                        self.stores[name] = self._make()
+        return [Worker(name, 1 << 20, local=True) for name in self._names]
+
+    def kill(self, name: str) -> None:
+        """Lose a worker and all that it kept."""
+        with self._lock:
+            self.stores.pop(name).stop()
+
+    def fetch(
+        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
+    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+        """See WorkerPool."""
+        found: dict[str, Sequence[Fetched] | WorkerLost] = {}
+        for name, requests in calls.items():
+            self.calls += 1
+            store = self.stores.get(name)
+            if store is None:
+                found[name] = WorkerLost(f"{name} is gone")
+                continue
+            found[name] = [_fetched(answer) for answer in store.fetch(requests, timeout_s)]
+        return found
+
+    def close(self) -> None:
+        """Stop all stores."""
+        for store in self.stores.values():
+            store.stop()
+
+
+class InProcessCache:
+    """Master, workers and client. ``close`` it, or use it in a ``with``."""
+
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        quota_bytes: int = 1 << 30,
+        block_bytes: int = 1 << 20,
+        view_bytes: int = 1 << 30,
+        catalog: str = ":memory:",
+        fetchers: int = 4,
+    ) -> None:
+        limits = Limits(request_timeout_s=5)
+        ticks = iter(range(1, 1 << 60))
+        self.metadata = Metadata(Catalog.open(catalog), {}, limits, block_bytes, lambda: next(ticks))
+        self.memory = PlainMemory()
+        self.sources = Sources(self.metadata.access, limits)
+
+        def make() -> BlockStore:
+            store = BlockStore(self.memory, self.sources, quota_bytes, fetchers)
+            store.start()
+            return store
+
+        self.pool = InProcessPool(make, workers)
+        self.master = InProcessMaster(self.metadata, lambda: list(self.pool.workers()))
+        self.namespace = Namespace(self.master)
+        self.reader = Reader(self.pool, view_bytes, timeout_s=10)
+        self.files = FileSystem(self.namespace, self.reader)
+
+    def __enter__(self) -> InProcessCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the stores and check their books."""
+        for store in self.pool.stores.values():
+            store.check()
+        self.pool.close()
+
+
+def _fetched(answer: Any) -> Fetched:
+    if isinstance(answer, Kept):
+        return Sealed(answer.view, answer.holes)
+    return answer if isinstance(answer, Failed) else memoryview(answer)
