@@ -104,6 +104,15 @@ class RemotePool:
                 self._handles.clear()
         return self._workers
 
+    def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
+        """See WorkerPool. A worker that is gone misses nothing."""
+        for worker_id, plans in calls.items():
+            self.calls += 1
+            try:
+                self._handle(worker_id).hint.remote(list(plans))
+            except (ValueError, ray.exceptions.RayError):
+                continue
+
     def fetch(
         self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
     ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:

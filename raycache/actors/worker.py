@@ -38,6 +38,10 @@ class WorkerActor:
         """See BlockStore.fetch."""
         return [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
 
+    def hint(self, packed_plans: Sequence[bytes]) -> None:
+        """See BlockStore.hint."""
+        self._store.hint(packed_plans)
+
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
         return {"pid": os.getpid(), **self._store.status()}

@@ -47,6 +47,10 @@ class WorkerPool(Protocol):
         """Who there is to ask. ``refresh`` asks the master, which replaces dead workers."""
         ...
 
+    def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
+        """Tell workers, by packed plan, of blocks that are likely to be wanted soon. Waits for nothing."""
+        ...
+
     def fetch(
         self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
     ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:

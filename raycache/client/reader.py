@@ -15,10 +15,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from raycache.client.protocols import WorkerPool
+from raycache.client.readahead import ReadAhead
 from raycache.core.manifest import Manifest
 from raycache.core.placement import rank
 from raycache.core.values import Buffer, Failed, Fetch, Fetched, Sealed, Worker
@@ -28,14 +29,17 @@ CALL_REQUESTS = 256
 """Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
 CALL_BYTES = 64 * 2**20
 TOUCHED_BLOCKS = 65_536
-PAUSE_S = (0.05, 2.0)
-"""First and longest pause before asking again when no worker answered."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+"""Pauses before asking anew when no worker answered; the first time there is none, as the master may know better."""
+PLANS_HELD = 1024
+"""Packed plans of blocks not yet held, 10-30 KB each."""
 
 
 class Want(NamedTuple):
     """A range of one block that a read needs."""
 
     manifest: Manifest
+    row: int
     block: int
     block_id: bytes
     offset: int
@@ -88,6 +92,7 @@ class Reader:
         self._timeout_s = timeout_s
         self._views = Views(view_bytes)
         self._lock = threading.Lock()
+        self._ahead = ReadAhead()
         self._touched: OrderedDict[bytes, None] = OrderedDict()
         self._plans: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -123,29 +128,46 @@ class Reader:
                     missing.append(want)
                 else:
                     found[want] = view
+        if missing:
+            self._hint(missing)
         for batch in _batches(missing):
             self._fetch(batch, found)
         return [_joined([found[want] for want in wants]) for wants in reads]
 
+    def _hint(self, missing: Sequence[Want]) -> None:
+        """Have filled what is likely to be wanted next, before waiting for what is wanted now."""
+        with self._lock:
+            ahead = {
+                want.manifest.block_id(block): (want.manifest, block)
+                for want in missing
+                for block in self._ahead.touch(want.manifest, want.row, want.block)
+            }
+        workers = self._pool.workers() if ahead else ()
+        calls: dict[str, list[bytes]] = {}
+        for block_id, (manifest, block) in ahead.items():
+            if workers:
+                calls.setdefault(rank(block_id, workers)[0].worker_id, []).append(manifest.plan(block).pack())
+        if calls:
+            self._pool.hint(calls)
+
     def _fetch(self, wants: list[Want], found: dict[Want, Buffer]) -> None:
         """Ask until all are answered: owners first, then second choices, then what the master has replaced."""
         deadline = time.monotonic() + self._timeout_s
-        pause_s, lost = PAUSE_S[0], set[str]()
+        pauses = _pauses()
+        lost: set[str] = set()
         while wants:
             workers = [worker for worker in self._pool.workers() if worker.worker_id not in lost]
-            if not workers:
-                if time.monotonic() + pause_s > deadline:
-                    raise Unavailable(
-                        f"no worker answered for {wants[0].manifest.directory.source} within {self._timeout_s:g} s; "
-                        "see `raycache status`"
-                    )
-                if lost or pause_s > PAUSE_S[0]:
-                    time.sleep(pause_s)
-                    pause_s = min(2 * pause_s, PAUSE_S[1])
-                self._pool.workers(refresh=True)
-                pause_s, lost = max(pause_s, 2 * PAUSE_S[0]), set()
+            if workers:
+                wants = self._ask(wants, workers, deadline, lost, found)
                 continue
-            wants = self._ask(wants, workers, deadline, lost, found)
+            pause_s = next(pauses)
+            if time.monotonic() + pause_s > deadline:
+                source = wants[0].manifest.directory.source
+                raise Unavailable(f"{source}: no worker answered within {self._timeout_s:g} s; see `raycache status`")
+            if pause_s:
+                time.sleep(pause_s)
+            self._pool.workers(refresh=True)
+            lost.clear()
 
     def _ask(
         self, wants: list[Want], workers: list[Worker], deadline: float, lost: set[str], found: dict[Want, Buffer]
@@ -208,13 +230,17 @@ class Reader:
         return packed
 
 
-PLANS_HELD = 1024
-"""Packed plans of blocks not yet held, 10-30 KB each."""
+def _pauses() -> Iterator[float]:
+    yield 0.0
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _wants(manifest: Manifest, row: int, offset: int, length: int) -> Iterable[Want]:
     for piece in manifest.pieces(row, offset, length):
-        yield Want(manifest, piece.block, manifest.block_id(piece.block), piece.offset, piece.length)
+        yield Want(manifest, row, piece.block, manifest.block_id(piece.block), piece.offset, piece.length)
 
 
 def _batches(wants: Sequence[Want]) -> Iterable[list[Want]]:

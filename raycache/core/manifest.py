@@ -181,6 +181,12 @@ class Manifest:
             start, block = until, block + 1
         return found
 
+    def blocks_of(self, row: int) -> tuple[int, int]:
+        """First and last block that hold bytes of a row; for an empty file, the one where it would begin."""
+        start, stop = self._ends[row], self._ends[row + 1]
+        first = min(bisect_right(self._cuts, start) - 1, max(0, self.block_count - 1))
+        return first, max(first, bisect_left(self._cuts, stop) - 1)
+
     def block_size(self, block: int) -> int:
         """Bytes of a block."""
         return self._cuts[block + 1] - self._cuts[block]

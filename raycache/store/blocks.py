@@ -119,6 +119,18 @@ class BlockStore:
                 for request, (answer, flight) in zip(requests, begun, strict=True)
             ]
 
+    def hint(self, packed_plans: Sequence[bytes]) -> None:
+        """Fill blocks that are likely to be wanted, as far as quota and FILLS_MAX allow now; the rest is forgotten."""
+        with self._lock:
+            for packed in packed_plans:
+                plan = BlockPlan.unpack(packed)
+                if plan.block_id in self._kept:
+                    continue
+                flight = self._flights.setdefault(plan.block_id, Flight(plan))
+                if not flight.filling:
+                    self._fill(flight)
+            self._trim_probes()
+
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``."""
         with self._lock:
@@ -133,6 +145,11 @@ class BlockStore:
                 "datasets": datasets,
                 "counters": asdict(self._counters),
             }
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until no fill is under way; False when the time was not enough."""
+        with self._lock:
+            return self._arrival.wait_for(lambda: not self._filling, timeout_s)
 
     def check(self) -> None:
         """Invariants, for tests: reserved bytes are those of kept blocks and fills, and within the quota."""
@@ -172,27 +189,27 @@ class BlockStore:
         else:
             self._counters.misses += 1
         sweep = (touched and bool(new)) or len(numbers) * 2 > len(flight.plan.parts) or flight.is_complete
-        if sweep and not flight.filling:
-            self._fill(flight)
+        if sweep and not flight.filling and not self._fill(flight):
+            self._counters.read_through += 1
         if new:
             self._work.notify(len(new))
         flight.waiters += 1
         return b"", flight
 
-    def _fill(self, flight: Flight) -> None:
-        """Turn a probe into a fill, if the quota allows it."""
+    def _fill(self, flight: Flight) -> bool:
+        """Turn a probe into a fill; False when it does not fit into the quota."""
         size_bytes = flight.plan.size_bytes
         if self._reserved_bytes + size_bytes > self.quota_bytes:
-            self._counters.read_through += 1
-            return
+            return False
         if self._filling >= FILLS_MAX:
-            return  # the next touch tries again
+            return True  # the next touch tries again
         self._reserved_bytes += size_bytes
         self._filling += 1
         flight.filling = True
         self._probe_bytes -= flight.fetched_bytes
         self._fills.append(flight)
         self._work.notify_all()
+        return True
 
     def _await(self, request: Fetch, flight: Flight, deadline: float) -> Answer:
         numbers = flight.covering(request.offset, request.length)
@@ -284,6 +301,7 @@ class BlockStore:
     def _end_fill(self, flight: Flight) -> None:
         flight.filling = False
         self._filling -= 1
+        self._arrival.notify_all()
         if flight in self._fills:
             self._fills.remove(flight)
 

@@ -94,6 +94,13 @@ class InProcessPool:
         with self._lock:
             self.stores.pop(name).stop()
 
+    def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
+        """See WorkerPool."""
+        for name, plans in calls.items():
+            self.calls += 1
+            if name in self.stores:
+                self.stores[name].hint(plans)
+
     def fetch(
         self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
     ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -60,6 +61,7 @@ _OVERRIDDEN = {
 }
 """What an option displaces beside the variable of its own name: a key never goes with another key's token."""
 
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\-]+(:\d+)?(/[^\s?#]*)?|https?://\[[0-9a-fA-F:.]+\](:\d+)?(/[^\s?#]*)?")
 _SLOW_LOOKUP_S = 0.5
 _REMEMBERED_S = 10.0
 _found_none_at: dict[tuple[Any, ...], float] = {}
@@ -106,6 +108,9 @@ def s3_config(options: Mapping[str, Any]) -> dict[str, Any]:
     # obstore reads the environment for what it is not told, so it is told all that could differ there.
     config: dict[str, Any] = {"region": region or "us-east-1", "skip_signature": bool(known.get("anon"))}
     if endpoint:
+        # obstore panics at one that is no URL (measured with 0.12).
+        if not _ENDPOINT.fullmatch(endpoint):
+            raise InvalidInput(f"S3 endpoint {endpoint!r} is no URL; write for example http://host:9000")
         config["endpoint"] = endpoint
         if os.environ.get("AWS_ENDPOINT_URL_S3", endpoint) != endpoint:
             config["aws_endpoint_url_s3"] = endpoint

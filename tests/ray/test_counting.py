@@ -88,7 +88,7 @@ def test_an_epoch_asks_the_source_once_per_file_and_actors_once_per_block(
     fresh = current()
     epoch(uris, seed=7, batch=1)
     assert proxy.counts() == {}
-    assert fresh.pool.calls == blocks
+    assert blocks <= fresh.pool.calls <= 2 * blocks, "a call per block, and a hint now and then"
     assert fresh.master.calls <= 6
 
 
@@ -111,7 +111,7 @@ def test_a_mount_makes_no_call_per_file(
         after = mount_counters()
         assert proxy.counts() == {}
         assert after["reads"] - counters["reads"] >= FILES, "the page cache was dropped, so the gateway was asked"
-        assert after["worker_calls"] - counters["worker_calls"] <= blocks
+        assert after["worker_calls"] - counters["worker_calls"] <= 2 * blocks
         assert after["master_calls"] == counters["master_calls"]
 
 

@@ -106,6 +106,7 @@ def test_calls_grow_with_blocks_not_with_files(source: Path) -> None:
         cache.files.attach(str(source), "data", {})
         uris = [f"raycache://data/{path}" for path in tree(source)]
         cache.files.read_many(uris)
+        assert cache.pool.stores["worker-0"].settle(10)
         cache.files.read_many(uris)
         before = cache.master.calls, cache.pool.calls
         for uri in uris * 3:
@@ -150,6 +151,7 @@ def test_a_changed_file_is_refused_until_refreshed_and_only_it_is_fetched_again(
                 cache.files.read_many([f"raycache://data/a/{name}"])
         good = [uri for uri in uris if uri[-6:] not in ("03.bin", "06.bin")]
         cache.files.read_many(good)
+        assert cache.pool.stores["worker-0"].settle(10)
         requests = cache.pool.stores["worker-0"].status()["counters"]["ufs_requests"]
         (source / "a" / "99.bin").write_bytes(b"added")
         assert cache.files.refresh("raycache://data/a") == 2
