@@ -70,11 +70,20 @@ def mount(
     name: str | None = None,
     options: Mapping[str, Any] | None = None,
     allow_other: bool = False,
+    session: str = "auto",
 ) -> Mount:
     """Show a source read-only at ``mountpoint``; usable in a ``with``. See ``raycache.fuse.mount.mount``."""
     from raycache.fuse.mount import mount as make
 
-    return make(source, mountpoint, name=name, options=options, allow_other=allow_other, settings=_settings())
+    return make(
+        source,
+        mountpoint,
+        name=name,
+        options=options,
+        allow_other=allow_other,
+        session=session,
+        settings=_settings(),
+    )
 
 
 def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:

@@ -114,6 +114,7 @@ def mount(
     name: Annotated[str | None, typer.Option(help="Name of the dataset; made from the source otherwise.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Storage option KEY=VALUE, repeatable.")] = None,
     allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
+    session: Annotated[str, typer.Option(help="kernel (the default on Linux 5.4 and newer) or pyfuse3.")] = "auto",
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -123,11 +124,25 @@ def mount(
     settings = _settings(address)
     options = dict(_key_value(text) for text in option or [])
     mounts.check_free(directory, settings)
-    made = mounts.mount(source, directory, name=name, options=options, allow_other=allow_other, settings=settings)
+    made = mounts.mount(
+        source, directory, name=name, options=options, allow_other=allow_other, session=session, settings=settings
+    )
     if as_json:
         _print_json({"mountpoint": made.mountpoint, "source": made.source, "gateway_pid": made.gateway_pid})
     else:
         _out.print(f"{made.source} is at {made.mountpoint}", markup=False)
+
+
+@app.command()
+def upgrade(directory: Annotated[str, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
+    """Swap the gateway of a mount for one with the code that is installed now, under its readers."""
+    from raycache.fuse.mount import upgrade as swap
+
+    pid = swap(directory)
+    if as_json:
+        _print_json({"mountpoint": directory, "gateway_pid": pid})
+    else:
+        _out.print(f"{directory} is served by process {pid} now", markup=False)
 
 
 @app.command()

@@ -1,7 +1,11 @@
-"""The gateway: the process that serves one mount. ``python -m raycache.fuse.gateway``, started by ``fuse.mount``.
+"""The gateway: the process that answers for one mount. ``python -m raycache.fuse.gateway``.
 
-It reads its task as one JSON line on standard input, answers with one JSON line on standard output when the mount
-stands or cannot, and then serves until it is unmounted. Its log is its standard error.
+It reads its task as one JSON line on standard input; its log is its standard error. For the kernel session it is a
+child of the holder: it makes itself ready, says so, and serves when it is told to. For pyfuse3 it is started by
+``fuse.mount``, mounts by itself and answers with one JSON line on standard output.
+
+A *direct* gateway knows no cluster: it reads what the mount has listed before from the shelf and the bytes from the
+source. It imports no Ray, so that it is ready soon and nothing of Ray can take it along.
 """
 
 from __future__ import annotations
@@ -9,34 +13,49 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from raycache.actors.cluster import Cluster
+from raycache.client.direct import RememberingMaster, Shelf, ShelfMaster, SourcePool
+from raycache.client.namespace import Namespace
+from raycache.client.reader import Reader
 from raycache.config import Settings
 from raycache.errors import MountError, RaycacheError
-from raycache.fuse.records import MountRecord, forget_record, process_started, read_record, write_record
+from raycache.fuse.holder import BEAT_S
+from raycache.fuse.kernel import Ended, KernelSession
+from raycache.fuse.records import (
+    MountRecord,
+    forget_record,
+    process_started,
+    read_record,
+    shelf_path,
+    write_record,
+)
+from raycache.fuse.task import Lines, Task
 from raycache.fuse.vfs import Vfs
+from raycache.fuse.wire import Agreed
+from raycache.ufs import open_ufs
+from raycache.ufs.base import Limits
 
 PUBLISH_S = 1.0
-"""How often the counters in the mount's record are brought up to date."""
+"""How often the counters in the record of a pyfuse3 mount are brought up to date."""
+DIRECT_VIEW_BYTES = 64 * 2**20
 _log = logging.getLogger("raycache.gateway")
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to serve. Holds no secret: credentials are with master and workers."""
+class Served(NamedTuple):
+    """What a gateway answers from."""
 
-    settings: dict[str, Any]
-    source: str
-    """URI of a directory of a dataset that is attached already."""
-    mountpoint: str
-    log: str
-    owner: tuple[int, int]
-    allow_other: bool
+    vfs: Vfs
+    root: dict[str, Any]
+    calls: Callable[[], dict[str, int]]
+    """Counters of what reads cost."""
 
 
 def main() -> None:
@@ -45,28 +64,120 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     # Ray and libraries print; whatever they print belongs into the log, not between the parent and its answer.
     os.dup2(2, 1)
-    raw: dict[str, Any] = json.loads(sys.stdin.readline())
-    task = Task(**{**raw, "owner": tuple(raw["owner"])})
+    task = Task.from_line(sys.stdin.readline())
     try:
-        _serve(task, answer)
+        if task.session == "kernel":
+            serve_kernel(task)
+        else:
+            _serve_pyfuse(task, answer)
+    finally:
+        # Ray's threads and atexit handlers have nothing left to do here, and can take seconds.
+        logging.shutdown()
+        os._exit(0)
+
+
+def _join_cluster(task: Task) -> Served:
+    from raycache.actors.cluster import Cluster
+
+    settings = Settings(**task.settings)
+    cluster = Cluster.open(settings, start=False)
+    dataset, path = cluster.namespace.locate(task.source)
+    shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
+    namespace = Namespace(RememberingMaster(cluster.master, shelf))
+    root_id = cluster.namespace.walk(dataset, path).manifest.directory.dir_id
+    for dir_id in {root_id, *shelf.directories()}:
+        try:
+            namespace.manifest(dir_id)
+        except RaycacheError as error:  # of a mount that was here before; a lookup that needs it will say so
+            _log.warning("cannot map directory %d: %s", dir_id, error)
+    vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
+    root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
+    return Served(
+        vfs,
+        root,
+        lambda: {"master_calls": cluster.master.calls, "worker_calls": cluster.pool.calls, "degraded_reads": 0},
+    )
+
+
+def _go_direct(task: Task) -> Served:
+    settings = Settings(**task.settings)
+    limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
+    pool = SourcePool(open_ufs(task.root["source"], task.options, limits))
+    shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
+    namespace = Namespace(ShelfMaster(shelf))
+    for dir_id in shelf.directories():
+        namespace.manifest(dir_id)
+    reader = Reader(pool, DIRECT_VIEW_BYTES, settings.read_timeout_s)
+    vfs = Vfs(namespace, reader, task.root["root_id"], task.root["attached_ns"])
+    return Served(vfs, task.root, lambda: {"master_calls": 0, "worker_calls": 0, "degraded_reads": pool.reads})
+
+
+def serve_kernel(task: Task) -> None:
+    """Be ready, wait to be told, serve, say why it ended."""
+    holder = Lines(socket.socket(fileno=task.control_fd))
+    try:
+        served = _go_direct(task) if task.direct else _join_cluster(task)
+    except Exception as error:  # noqa: BLE001 - the holder waits for word, whatever went wrong
+        known = isinstance(error, RaycacheError)
+        if not known:
+            _log.exception("cannot serve %s", task.mountpoint)
+        text = str(error) if known else f"{type(error).__name__}: {error}; see {task.log}"
+        holder.send({"event": "failed", "error": text, "kind": type(error).__name__ if known else "MountError"})
+        return
+    session = KernelSession(served.vfs, task.fd, task.owner, Agreed.from_json(task.agreed))
+    told = threading.Event()
+    resend = [False]
+    threading.Thread(target=_beat, args=(holder, served), name="beat", daemon=True).start()
+    threading.Thread(target=_obey, args=(holder, session, told, resend), name="obey", daemon=True).start()
+    holder.send({"event": "ready", "root": served.root})
+    told.wait()
+    _log.info("serving %s on %s%s", task.source, task.mountpoint, " without the cluster" if task.direct else "")
+    if resend[0]:
+        session.resend()
+    why = session.serve()
+    holder.send({"event": "ended", "why": why.value})
+    if why is Ended.UNMOUNTED:
+        settings = Settings(**task.settings)
+        Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
+        forget_record(settings.state_dir, task.mountpoint, os.getpid())
+        _log.info("unmounted %s", task.mountpoint)
+
+
+def _beat(holder: Lines, served: Served) -> None:
+    """Say often that this process lives, with what it did."""
+    while holder.send({"event": "beat", "counters": {**asdict(served.vfs.counters), **served.calls()}}):
+        time.sleep(BEAT_S)
+
+
+def _obey(holder: Lines, session: KernelSession, told: threading.Event, resend: list[bool]) -> None:
+    while not holder.ended:
+        for command in holder.receive(wait=True):
+            if command["do"] == "serve":
+                resend[0] = command["resend"]
+                told.set()
+            elif command["do"] == "stop":
+                session.stop()
+    # The holder is gone. Whoever serves goes on serving, without a successor; whoever stands by has no use.
+    if not told.is_set():
+        os._exit(0)
+
+
+def _serve_pyfuse(task: Task, answer: Any) -> None:
+    settings = Settings(**task.settings)
+    try:
+        _run_pyfuse(task, settings, answer)
     except RaycacheError as error:
         _reply(answer, {"error": str(error), "kind": type(error).__name__})
     except Exception as error:  # noqa: BLE001 - the parent waits for a line, whatever went wrong
         _log.exception("cannot serve %s", task.mountpoint)
         _reply(answer, {"error": f"{type(error).__name__}: {error}; see {task.log}", "kind": "MountError"})
     finally:
-        forget_record(Settings(**task.settings).state_dir, task.mountpoint, os.getpid())
-    # Ray's threads and atexit handlers have nothing left to do for a mount that is gone, and can take seconds.
-    logging.shutdown()
-    os._exit(0)
+        Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
+        forget_record(settings.state_dir, task.mountpoint, os.getpid())
 
 
-def _serve(task: Task, answer: Any) -> None:
-    settings = Settings(**task.settings)
-    cluster = Cluster.open(settings, start=False)
-    dataset, path = cluster.namespace.locate(task.source)
-    directory = cluster.namespace.walk(dataset, path).manifest.directory
-    vfs = Vfs(cluster.namespace, cluster.reader, directory.dir_id, dataset.attached_ns)
+def _run_pyfuse(task: Task, settings: Settings, answer: Any) -> None:
+    served = _join_cluster(task)
     try:
         from raycache.fuse import pyfuse
     except ImportError as error:
@@ -79,25 +190,23 @@ def _serve(task: Task, answer: Any) -> None:
 
     def ready() -> None:
         write_record(settings.state_dir, record)
-        threading.Thread(target=_publish, args=(cluster, record, vfs), name="publish", daemon=True).start()
+        threading.Thread(target=_publish, args=(settings.state_dir, record, served), daemon=True).start()
         _log.info("serving %s on %s", task.source, task.mountpoint)
         _reply(answer, {"pid": os.getpid(), "session": record.session})
 
-    pyfuse.serve(vfs, task.mountpoint, task.source, owner=task.owner, allow_other=task.allow_other, ready=ready)
+    pyfuse.serve(served.vfs, task.mountpoint, task.source, owner=task.owner, allow_other=task.allow_other, ready=ready)
     _log.info("unmounted %s", task.mountpoint)
 
 
-def _publish(cluster: Cluster, record: MountRecord, vfs: Vfs) -> None:
+def _publish(state_dir: Path, record: MountRecord, served: Served) -> None:
     last: dict[str, int] = {}
-    settings = cluster.settings
     while True:
         time.sleep(PUBLISH_S)
-        calls = {"master_calls": cluster.master.calls, "worker_calls": cluster.pool.calls}
-        counters = {**asdict(vfs.counters), **calls}
+        counters = {**asdict(served.vfs.counters), **served.calls()}
         if counters != last:
             # Whoever mounted may have added notes to the record since.
-            newest = read_record(settings.state_dir, record.mountpoint) or record
-            write_record(settings.state_dir, replace(newest, counters=counters))
+            newest = read_record(state_dir, record.mountpoint) or record
+            write_record(state_dir, replace(newest, counters=counters))
             last = counters
 
 

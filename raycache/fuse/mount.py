@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -26,20 +28,23 @@ from raycache.config import Settings, load_settings
 from raycache.core.paths import parse_uri
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse import device
-from raycache.fuse.gateway import Task
+from raycache.fuse.holder import READ_AHEAD_KIB
 from raycache.fuse.records import (
     MountRecord,
     all_records,
+    control_path,
     forget_record,
     log_path,
     read_record,
     write_record,
 )
+from raycache.fuse.task import Task
 from raycache.ufs.credentials import capture
 from raycache.ufs.registry import OBJECT_SCHEMES
 
-READ_AHEAD_KIB = 1024
-"""One request per small file instead of three; the kernel sends at most 1 MiB at once."""
+SESSIONS = ("auto", "kernel", "pyfuse3")
+OLDEST_KERNEL = (5, 4)
+"""First Linux whose FUSE the kernel session speaks; before it, ``auto`` means pyfuse3."""
 GATEWAY_READY_S = 60.0
 UNMOUNT_S = 10.0
 
@@ -81,14 +86,15 @@ def mount(
     name: str | None = None,
     options: Mapping[str, Any] | None = None,
     allow_other: bool = False,
+    session: str = "auto",
     settings: Settings | None = None,
 ) -> Mount:
     """Show ``source`` read-only at ``mountpoint``, through the cache. Starts what is missing of the cache.
 
     ``source``: a URI, or ``raycache://dataset/path``. ``options``: storage options of the source (credentials,
-    endpoint); the environment's AWS_*, GOOGLE_*, AZURE_* variables are taken along. A mount of the same source that
-    is alive at ``mountpoint`` is used as it is, so that a training script that was killed can start again; what a
-    dead gateway left is replaced.
+    endpoint); the environment's AWS_*, GOOGLE_*, AZURE_* variables are taken along. ``session``: ``kernel`` (default
+    on Linux 5.4 and newer) or ``pyfuse3``. A mount of the same source that is alive at ``mountpoint`` is used as it
+    is, so that a training script that was killed can start again; what a dead gateway left is replaced.
 
     Raises MountError, InvalidInput, NotFound, NotADirectory, AccessDenied, SourceUnavailable, ClusterUnavailable.
     """
@@ -100,22 +106,47 @@ def mount(
         return Mount(there, settings)
     _check(target)
     cluster = current(settings)
+    access = capture(OBJECT_SCHEMES.get(parse_uri(uri).scheme, ""), options)
     if not uri.startswith("raycache://"):
-        family = OBJECT_SCHEMES.get(parse_uri(uri).scheme, "")
-        cluster.files.attach(uri, name, capture(family, options))
+        cluster.files.attach(uri, name, access)
     stat = cluster.files.stat(uri)
     if not stat.is_dir:
         raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
     log = log_path(settings.state_dir, target)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings = settings.model_copy(update={"address": cluster.address})
-    task = Task(settings.model_dump(mode="json"), uri, target, str(log), (os.getuid(), os.getgid()), allow_other)
-    _start_gateway(task, log)
+    owner = (os.getuid(), os.getgid())
+    chosen = _choose_session(session)
+    _start(Task(settings.model_dump(mode="json"), uri, target, str(log), owner, allow_other, chosen, access), log)
     record = read_record(settings.state_dir, target)
     if record is None:
         raise MountError(f"the gateway of {target} ended at once; see {log}")
-    record = _raise_read_ahead(record, settings)
+    if chosen == "pyfuse3":
+        record = _raise_read_ahead(record, settings)
     return Mount(record, settings)
+
+
+def upgrade(mountpoint: str | os.PathLike[str], settings: Settings | None = None) -> int:
+    """Swap the gateway of a mount for a new process, with the code that is installed now; its pid.
+
+    Nobody who reads notices. Raises MountError when there is no holder to do it, or it took too long.
+    """
+    settings = settings or load_settings()
+    target = device.resolve(os.fspath(mountpoint))
+    record = read_record(settings.state_dir, target)
+    if record is None or not record.held:
+        raise MountError(f"{target} has no holder that could swap its gateway; unmount it and mount it again")
+    try:
+        with control_path(settings.state_dir, target) as path, socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(GATEWAY_READY_S)
+            link.connect(path)
+            link.sendall(b'{"do": "upgrade"}')
+            answer = json.loads(link.recv(4096) or b"{}")
+    except OSError as error:
+        raise MountError(f"the holder of {target} did not swap its gateway: {error}; see {record.log}") from error
+    if "gateway_pid" not in answer:
+        raise MountError(f"the holder of {target} could not swap its gateway; see {record.log}")
+    return int(answer["gateway_pid"])
 
 
 def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False, settings: Settings | None = None) -> None:
@@ -143,7 +174,8 @@ def list_mounts(settings: Settings | None = None) -> list[dict[str, Any]]:
     found = []
     for record in all_records(settings.state_dir):
         about = asdict(record)
-        about.pop("gateway_started")
+        for internal in ("gateway_started", "holder_started"):
+            about.pop(internal)
         about["state"] = ("served" if record.alive else "stale") if record.mountpoint in table else "unmounting"
         if record.mountpoint in table or record.alive:
             found.append(about)
@@ -203,11 +235,21 @@ def _check(target: str) -> None:
     device.check_device()
 
 
-def _start_gateway(task: Task, log: Path) -> None:
-    """Start the gateway in a session of its own, so that it outlives us, and wait for its answer."""
+def _choose_session(session: str) -> str:
+    if session not in SESSIONS:
+        raise errors.InvalidInput(f"session {session!r}: choose one of {', '.join(SESSIONS)}")
+    if session != "auto":
+        return session
+    found = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    return "kernel" if found >= OLDEST_KERNEL else "pyfuse3"
+
+
+def _start(task: Task, log: Path) -> None:
+    """Start the holder (or pyfuse3's gateway) in a session of its own, so that it outlives us; wait for its answer."""
+    module = "raycache.fuse.holder" if task.session == "kernel" else "raycache.fuse.gateway"
     with open(log, "ab") as errors_to:
         process = subprocess.Popen(
-            [sys.executable, "-m", "raycache.fuse.gateway"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors_to,
@@ -217,12 +259,12 @@ def _start_gateway(task: Task, log: Path) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
-        process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+        process.stdin.write(task.line())
         process.stdin.flush()
         readable, _, _ = select.select([process.stdout], [], [], GATEWAY_READY_S)
         line = process.stdout.readline() if readable else b""
     if not readable:
-        process.kill()
+        process.terminate()
         raise MountError(f"the gateway of {task.mountpoint} was not ready within {GATEWAY_READY_S:g} s; see {log}")
     if not line:
         raise MountError(f"the gateway of {task.mountpoint} died while starting (exit {process.wait(5)}); see {log}")
@@ -230,7 +272,9 @@ def _start_gateway(task: Task, log: Path) -> None:
     if "error" in answer:
         process.wait(5)
         kind = getattr(errors, answer["kind"], MountError)
-        raise kind(answer["error"]) if issubclass(kind, RaycacheError) else MountError(answer["error"])
+        error = kind(answer["error"]) if issubclass(kind, RaycacheError) else MountError(answer["error"])
+        error.errno = answer.get("errno", error.errno)
+        raise error
     # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
     threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()
 

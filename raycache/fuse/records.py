@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,28 @@ class MountRecord:
     notes: tuple[str, ...] = ()
     """What could not be set up and what it costs."""
     counters: dict[str, int] = field(default_factory=dict)
+    holder_pid: int | None = None
+    """Process that keeps the mount when its gateway dies; None where the session has none (pyfuse3)."""
+    holder_started: int = 0
+    restarts: int = 0
+    """Gateways that were replaced because they died."""
+    degraded: bool = False
+    """Whether reads go to the source because the cluster is away."""
 
     @property
     def alive(self) -> bool:
-        """Whether the gateway still runs."""
+        """Whether somebody serves it, or sees to it that somebody will."""
+        return self.gateway_alive or self.held
+
+    @property
+    def gateway_alive(self) -> bool:
+        """Whether the gateway runs."""
         return process_started(self.gateway_pid) == self.gateway_started
+
+    @property
+    def held(self) -> bool:
+        """Whether the holder runs."""
+        return self.holder_pid is not None and process_started(self.holder_pid) == self.holder_started
 
 
 def process_started(pid: int) -> int | None:
@@ -50,6 +69,26 @@ def record_path(state_dir: Path, mountpoint: str) -> Path:
     """File of the record of a mount point."""
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
     return state_dir / "mounts" / f"{digest}.json"
+
+
+@contextmanager
+def control_path(state_dir: Path, mountpoint: str) -> Iterator[str]:
+    """Address of the socket on which the holder of a mount point takes commands, short enough for a socket.
+
+    A socket's address has at most 107 bytes, which a state directory may exceed; through a descriptor it does not.
+    """
+    path = record_path(state_dir, mountpoint).with_suffix(".sock")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def shelf_path(state_dir: Path, mountpoint: str) -> Path:
+    """Directory with the manifests that a mount point has used."""
+    return record_path(state_dir, mountpoint).with_suffix(".manifests")
 
 
 def log_path(state_dir: Path, mountpoint: str) -> Path:

@@ -6,7 +6,8 @@ what may pass is retried with backoff.
 
 fsspec has no deadlines either: some implementations hang for minutes when a server is away (hdfs-native: three, with
 0.14). So each call runs in a thread of its own, which is left behind when it does not come back in time. Threads left
-behind count as requests under way, so that they cannot pile up.
+behind count as requests under way, so that they cannot pile up. They are daemons: a process that ends meanwhile does
+not wait for them, and Python before 3.14 may abort at its very end when one comes back from native code too late.
 """
 
 from __future__ import annotations

@@ -23,15 +23,19 @@ class Sources:
         self._access = access
         self._limits = limits
         self._lock = threading.Lock()
-        self._opening = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
         self._open: dict[str, UnderFileSystem] = {}
 
     def call(self, dataset: str, use: Callable[[UnderFileSystem], _Result]) -> _Result:
         """Use a dataset's adapter. Refused credentials are looked up anew once: they may have been replaced."""
+        adapter = self._adapter(dataset)
         try:
-            return use(self._adapter(dataset))
+            return use(adapter)
         except AccessDenied:
-            self.forget(dataset)
+            with self._lock:
+                # Of many that were refused at once, the first opens anew and the others use what it opened.
+                if self._open.get(dataset) is adapter:
+                    del self._open[dataset]
             return use(self._adapter(dataset))
 
     def forget(self, dataset: str) -> None:
@@ -42,9 +46,11 @@ class Sources:
     def _adapter(self, dataset: str) -> UnderFileSystem:
         with self._lock:
             adapter = self._open.get(dataset)
+            opening = self._opening.setdefault(dataset, threading.Lock())
         if adapter is None:
-            # One opens, the others wait: to open means to look for credentials, and 32 fetchers come at once.
-            with self._opening:
+            # One opens, the others wait: to open means to look for credentials, and 32 fetchers come at once. A lock
+            # for each dataset, because some stores connect here, and one that is away must not hold up the rest.
+            with opening:
                 adapter = self._open.get(dataset)
                 if adapter is None:
                     source, options = self._access(dataset)
