@@ -176,8 +176,11 @@ def disconnect() -> None:
 
 
 def shutdown() -> None:
-    """End the cache's actors on this cluster. Memory is freed, sources are untouched, mounts of it end in errors."""
+    """End the cache: this node's mounts (lazily) and its actors. Memory is freed, sources are untouched."""
+    from raycache.fuse.mount import unmount_all
+
     cluster = _cluster(start=False)
+    unmount_all(cluster.settings)
     cluster.stop()
     disconnect()
 

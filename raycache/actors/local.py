@@ -6,6 +6,7 @@ while ``ray stop`` would end every Ray on the machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from raycache.actors.transport import AUTH_MODE
+from raycache.actors.names import AUTH_MODE
 from raycache.config import Settings
 from raycache.errors import ClusterUnavailable
 
@@ -59,22 +61,35 @@ def start_local_ray(settings: Settings) -> str:
     return address
 
 
+def local_ray(settings: Settings) -> str | None:
+    """Address of the head node that ``start_local_ray`` started, if it still runs."""
+    about = _running(settings)
+    return None if about is None else str(about["address"])
+
+
 def stop_local_ray(settings: Settings) -> str | None:
     """End the head node that ``start_local_ray`` started; its address, or None when there is none."""
-    record = _record(settings)
-    try:
-        about = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    record.unlink(missing_ok=True)
-    if not _is_head(about["pid"]):
+    about = _running(settings)
+    _record(settings).unlink(missing_ok=True)
+    if about is None:
         return None
     os.kill(about["pid"], signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
     while _is_head(about["pid"]) and time.monotonic() < deadline:
         time.sleep(0.1)
+    # It waits for its own children, and one of them may wait for a driver that does not leave. The group is ours.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(about["pid"], signal.SIGKILL)
     _forget_address(about["address"])
     return str(about["address"])
+
+
+def _running(settings: Settings) -> dict[str, Any] | None:
+    try:
+        about: dict[str, Any] = json.loads(_record(settings).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return about if _is_head(about["pid"]) else None
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
@@ -118,6 +133,8 @@ def _free_port() -> int:
     """6379, as ``ray start`` has it, or any that is free."""
     for port in (6379, 0):
         with socket.socket() as probe:
+            # As Ray binds it: a cluster that has just ended does not keep its port from the next.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", port))
             except OSError:

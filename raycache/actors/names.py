@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 MASTER = "raycache-master"
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Ray's own variable: ``token`` or ``disabled``."""
 METHOD_TIMEOUT_S = 30.0
 """Deadline of a control call that asks no under file system."""
 

@@ -18,10 +18,11 @@ from typing import Any
 import ray
 from ray import exceptions as rx
 
+from raycache.actors.local import local_ray
+from raycache.actors.names import AUTH_MODE
 from raycache.config import Settings
 from raycache.errors import AccessDenied, ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
 
-AUTH_MODE = "RAY_AUTH_MODE"
 _LOST = (rx.RayActorError, rx.OwnerDiedError, rx.ObjectLostError, rx.GetTimeoutError, rx.NodeDiedError)
 
 
@@ -40,13 +41,14 @@ def join_ray(settings: Settings) -> str:
 
 
 def find_address(settings: Settings) -> str:
-    """Address of the cluster to join: as set, from RAY_ADDRESS, or of the one on this machine.
+    """Address of the cluster to join: as set, from RAY_ADDRESS, ours that ``raycache start`` started, or the one that
+    Ray finds on this machine.
 
     Raises ClusterUnavailable when there is none here, InvalidInput when it is no address of a node.
     """
     from ray._private import services
 
-    given = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
+    given = settings.address or os.environ.get("RAY_ADDRESS") or local_ray(settings) or "auto"
     if given.startswith("ray://"):
         raise InvalidInput(
             f"{given}: Ray Client maps no shared memory; run on a node of the cluster and give its host:port"

@@ -91,13 +91,11 @@ def stop(address: Address = None) -> None:
     """End the cache: unmount this node's mounts, end its actors, and the Ray that `raycache start` started."""
     from raycache.actors.cluster import current
     from raycache.actors.local import stop_local_ray
-    from raycache.fuse.mount import list_mounts, unmount
+    from raycache.fuse.mount import unmount_all
 
     settings = _settings(address)
-    for mount in list_mounts(settings):
-        if mount["state"] != "unmounting":
-            unmount(mount["mountpoint"], lazy=True, settings=settings)
-            _out.print(f"unmounted {mount['mountpoint']}", markup=False)
+    for mountpoint in unmount_all(settings):
+        _out.print(f"unmounted {mountpoint}", markup=False)
     try:
         current(settings, start=False).stop()
         _out.print("ended the cache")

@@ -34,6 +34,8 @@ FSTYPE = "fuse.raycache"
 HANDSHAKE_S = 10.0
 FUSERMOUNT_S = 30.0
 
+_LINKS_MAX = 40
+"""As many links in a row as Linux follows."""
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -71,9 +73,19 @@ def find_mount(mountpoint: str) -> Mount | None:
 
 
 def resolve(mountpoint: str) -> str:
-    """A mount point as the mount table writes it. The last part is not looked at: its server may be dead."""
-    parent, name = os.path.split(os.path.abspath(os.path.expanduser(mountpoint)))
-    return os.path.join(os.path.realpath(parent), name)
+    """A mount point as the mount table writes it: without links, and without a look into any mount of the table.
+
+    A mount whose server is stopped or dead would hold up whoever looks, and those are the ones to be ended.
+    """
+    path = os.path.abspath(os.path.expanduser(mountpoint))
+    taken = {mount.mountpoint for mount in mounts()}
+    for _ in range(_LINKS_MAX):
+        parent, name = os.path.split(path)
+        path = os.path.join(os.path.realpath(parent), name)
+        if path in taken or not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(parent, os.readlink(path)))
+    return path
 
 
 def mount(source: str, mountpoint: str, *, allow_other: bool = False) -> int:

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from raycache.client.direct import RememberingMaster, Shelf, ShelfMaster, SourcePool
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
-from raycache.config import Settings
+from raycache.config import Settings, load_settings
+from raycache.core.paths import RAYCACHE_SCHEME
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
 from raycache.fuse.kernel import Ended, KernelSession
@@ -77,21 +78,30 @@ def main() -> None:
 
 
 def _join_cluster(task: Task) -> Served:
+    """Serve from the cluster. One that was restarted has neither our master nor the source's credentials any more:
+    they are made and given again, so that a mount comes back by itself."""
     from raycache.actors.cluster import Cluster
 
-    settings = Settings(**task.settings)
-    cluster = Cluster.open(settings, start=False)
+    settings = load_settings(**task.settings)
+    cluster = Cluster.open(settings)
+    if not task.source.startswith(f"{RAYCACHE_SCHEME}://"):
+        cluster.files.attach(task.source, None, task.options)
     dataset, path = cluster.namespace.locate(task.source)
     shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
     namespace = Namespace(RememberingMaster(cluster.master, shelf))
     root_id = cluster.namespace.walk(dataset, path).manifest.directory.dir_id
+    root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
+    if task.root and task.root != root:
+        raise MountError(
+            f"the cache's catalog is not the one that {task.mountpoint} was mounted with, and has other inode numbers; "
+            "unmount it and mount it again"
+        )
     for dir_id in {root_id, *shelf.directories()}:
         try:
             namespace.manifest(dir_id)
         except RaycacheError as error:  # of a mount that was here before; a lookup that needs it will say so
             _log.warning("cannot map directory %d: %s", dir_id, error)
     vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
-    root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
     return Served(
         vfs,
         root,
@@ -100,7 +110,7 @@ def _join_cluster(task: Task) -> Served:
 
 
 def _go_direct(task: Task) -> Served:
-    settings = Settings(**task.settings)
+    settings = load_settings(**task.settings)
     limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
     pool = SourcePool(open_ufs(task.root["source"], task.options, limits))
     shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
@@ -137,7 +147,7 @@ def serve_kernel(task: Task) -> None:
     why = session.serve()
     holder.send({"event": "ended", "why": why.value})
     if why is Ended.UNMOUNTED:
-        settings = Settings(**task.settings)
+        settings = load_settings(**task.settings)
         Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
         forget_record(settings.state_dir, task.mountpoint, os.getpid())
         _log.info("unmounted %s", task.mountpoint)
@@ -163,7 +173,7 @@ def _obey(holder: Lines, session: KernelSession, told: threading.Event, resend: 
 
 
 def _serve_pyfuse(task: Task, answer: Any) -> None:
-    settings = Settings(**task.settings)
+    settings = load_settings(**task.settings)
     try:
         _run_pyfuse(task, settings, answer)
     except RaycacheError as error:

@@ -187,7 +187,7 @@ class KernelSession:
         except WouldBlock:
             self._misses.submit(request)
         except Exception as error:  # noqa: BLE001  whatever it is, someone waits for an answer
-            self._refuse(request.unique, errno_of(error, self._describe(request)))
+            self._refuse(request.unique, self._failed(request, error))
         else:
             self._reply(request.unique, body)
 
@@ -207,7 +207,7 @@ class KernelSession:
         try:
             body = self._answers[request.opcode](request, True)
         except Exception as error:  # noqa: BLE001  as in dispatch
-            number = errno_of(error, self._describe(request))
+            number = self._failed(request, error)
             if self._misses.claim(request.unique):
                 self._refuse(request.unique, number)
         else:
@@ -216,8 +216,13 @@ class KernelSession:
 
     def _answer_never(self, request: Request, killed: bool) -> None:
         if not killed:
+            self._vfs.counters.errors += 1
             _log.warning("%s: no answer before the deadline; the program sees an I/O error", self._describe(request))
         self._refuse(request.unique, errno.EINTR if killed else errno.EIO)
+
+    def _failed(self, request: Request, error: Exception) -> int:
+        self._vfs.counters.errors += 1
+        return errno_of(error, self._describe(request))
 
     def _lookup(self, request: Request, wait: bool) -> Buffer:
         if len(request.name) > paths.NAME_MAX:

@@ -167,6 +167,14 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False, settings:
             forget_record(settings.state_dir, target, record.gateway_pid)
 
 
+def unmount_all(settings: Settings) -> list[str]:
+    """End all mounts of this node, lazily; their mount points. A mount that stays would start its cache again."""
+    found = [about["mountpoint"] for about in list_mounts(settings) if about["state"] != "unmounting"]
+    for mountpoint in found:
+        unmount(mountpoint, lazy=True, settings=settings)
+    return found
+
+
 def list_mounts(settings: Settings | None = None) -> list[dict[str, Any]]:
     """Mounts of this node, for ``raycache status``: what is recorded, and whether it is there and served."""
     settings = settings or load_settings()

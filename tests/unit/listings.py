@@ -82,7 +82,12 @@ ETAGS = st.one_of(
 )
 SIZES = st.one_of(st.just(0), st.integers(0, 30), st.integers(0, 450))
 ENTRIES = st.builds(
-    Entry, NAMES, is_dir=st.sampled_from([False, False, False, True]), size=SIZES, mtime_ns=st.integers(0, 3), etag=ETAGS
+    Entry,
+    NAMES,
+    is_dir=st.sampled_from([False, False, False, True]),
+    size=SIZES,
+    mtime_ns=st.integers(0, 3),
+    etag=ETAGS,
 )
 
 

@@ -159,7 +159,7 @@ def test_bad_value_names_the_setting_and_the_places(name, value):
 
 def test_bad_value_in_the_environment(monkeypatch):
     monkeypatch.setenv("RAYCACHE_BLOCK_BYTES", "much")
-    with pytest.raises(InvalidInput, match="setting block_bytes = 'much': .*write for example 512MiB"):
+    with pytest.raises(InvalidInput, match=r"setting block_bytes = 'much': .*write for example 512MiB"):
         load_settings()
 
 

@@ -106,11 +106,9 @@ def test_plan_tiles_its_block_and_agrees_with_the_pieces(generations):
                 mine = [part for part in parts if piece.offset <= part.block_offset < piece.offset + piece.length]
                 assert sum(part.length for part in mine) == piece.length
                 assert {part.etag for part in mine} == {manifest.etag(row)}
-                # A part's place in the file and its place in the block differ by the same as the piece's.
-                assert all(
-                    manifest.pieces(row, part.file_offset, part.length) == [(piece.block, part.block_offset, part.length)]
-                    for part in mine
-                )
+                for part in mine:
+                    place = (piece.block, part.block_offset, part.length)
+                    assert manifest.pieces(row, part.file_offset, part.length) == [place]
 
 
 def ids(manifest):
@@ -173,7 +171,9 @@ def test_id_tells_versions_apart_where_the_source_has_none(files):
     assert not stale & set(ids(old))
 
 
-@pytest.mark.parametrize("buffer", [b"", b"x", b"not a manifest" * 100, b"\xff" * 64, b"\0" * 64, b"PK\x03\x04" + b"\0" * 90])
+@pytest.mark.parametrize(
+    "buffer", [b"", b"x", b"not a manifest" * 100, b"\xff" * 64, b"\0" * 64, b"PK\x03\x04" + b"\0" * 90]
+)
 def test_bytes_that_are_no_manifest(buffer):
     with pytest.raises(InvalidInput, match="not a manifest"):
         Manifest.from_buffer(buffer)
@@ -218,6 +218,6 @@ def test_stream_with_a_damaged_head(change):
 def test_truncated_buffer(compression):
     whole = built(TREE).to_buffer(compression).to_pybytes()
     # The last 8 bytes only say that the stream ends.
-    for length in range(0, len(whole) - 8):
+    for length in range(len(whole) - 8):
         with pytest.raises(InvalidInput, match="not a manifest"):
             Manifest.from_buffer(whole[:length])
