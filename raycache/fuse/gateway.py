@@ -46,6 +46,9 @@ from raycache.ufs.base import Limits
 
 PUBLISH_S = 1.0
 """How often the counters in the record of a pyfuse3 mount are brought up to date."""
+WATCH_S = 0.5
+REFUSED_MAX = 4
+"""A cluster whose head refuses connections this often in a row, every WATCH_S, is gone."""
 DIRECT_VIEW_BYTES = 64 * 2**20
 _log = logging.getLogger("raycache.gateway")
 
@@ -102,11 +105,30 @@ def _join_cluster(task: Task) -> Served:
         except RaycacheError as error:  # of a mount that was here before; a lookup that needs it will say so
             _log.warning("cannot map directory %d: %s", dir_id, error)
     vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
+    if task.session == "kernel":  # there is a holder to put a direct one in our place
+        threading.Thread(target=_leave_with_cluster, args=(cluster.address,), name="watch", daemon=True).start()
     return Served(
         vfs,
         root,
         lambda: {"master_calls": cluster.master.calls, "worker_calls": cluster.pool.calls, "degraded_reads": 0},
     )
+
+
+def _leave_with_cluster(address: str) -> None:
+    """End this process soon after its cluster ended. Ray does so itself, but only after a minute of hanging calls."""
+    host, _, port = address.rpartition(":")
+    refused = 0
+    while refused < REFUSED_MAX:
+        time.sleep(WATCH_S)
+        try:
+            socket.create_connection((host, int(port)), timeout=WATCH_S).close()
+            refused = 0
+        except ConnectionRefusedError:
+            refused += 1
+        except OSError:
+            continue  # slow is not gone
+    _log.warning("the Ray cluster at %s is gone", address)
+    os._exit(1)
 
 
 def _go_direct(task: Task) -> Served:

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -58,6 +59,7 @@ class Holder:
         self._nursery: Nursery | None = None
         self._restarts = 0
         self._over = False
+        self._told_to_end = False
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
         self._upgrading: Lines | None = None
@@ -66,7 +68,11 @@ class Holder:
         self._state_dir = Path(task.settings["state_dir"])
 
     def run(self) -> None:
-        """Mount, serve through gateways, and return when the mount has ended. Raises MountError."""
+        """Mount, serve through gateways, and return when the mount has ended. Raises MountError.
+
+        SIGTERM ends the mount, lazily.
+        """
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         fd = device.mount(self._task.source, self._task.mountpoint, allow_other=self._task.allow_other)
         try:
             agreed = device.handshake(fd)
@@ -85,6 +91,9 @@ class Holder:
                     self._turn()
         finally:
             self._end(fd)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._over = self._told_to_end = True
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(BEAT_S):
@@ -275,7 +284,7 @@ class Holder:
             gateway.kill()
             gateway.close()
         with contextlib.suppress(MountError):
-            if self._record is None:  # it never came to be: leave nothing behind
+            if self._record is None or self._told_to_end:  # it never came to be, or is not wanted any more
                 device.unmount(self._task.mountpoint, lazy=True)
         os.close(fd)
         if self._record is not None:

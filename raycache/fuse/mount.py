@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -264,6 +265,21 @@ def _start(task: Task, log: Path) -> None:
             start_new_session=True,
             cwd="/",
         )
+    try:
+        _await_answer(task, log, process)
+    except BaseException:  # an interrupt too: what nobody waits for any more must not come to be
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(UNMOUNT_S)
+        process.kill()
+        with suppress(MountError):
+            device.unmount(task.mountpoint, lazy=True)
+        raise
+    # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
+    threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()
+
+
+def _await_answer(task: Task, log: Path, process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
@@ -272,7 +288,6 @@ def _start(task: Task, log: Path) -> None:
         readable, _, _ = select.select([process.stdout], [], [], GATEWAY_READY_S)
         line = process.stdout.readline() if readable else b""
     if not readable:
-        process.terminate()
         raise MountError(f"the gateway of {task.mountpoint} was not ready within {GATEWAY_READY_S:g} s; see {log}")
     if not line:
         raise MountError(f"the gateway of {task.mountpoint} died while starting (exit {process.wait(5)}); see {log}")
@@ -283,8 +298,6 @@ def _start(task: Task, log: Path) -> None:
         error = kind(answer["error"]) if issubclass(kind, RaycacheError) else MountError(answer["error"])
         error.errno = answer.get("errno", error.errno)
         raise error
-    # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
-    threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()
 
 
 def _raise_read_ahead(record: MountRecord, settings: Settings) -> MountRecord:

@@ -2,7 +2,8 @@
 
 obstore's local store cannot list a directory that holds a name with a control character, and hides names such as
 ``x#12`` (measured with 0.12), so it is not used for them. The version of a file is its device, inode, size, mtime and
-ctime, checked on the open descriptor before and after a read. Symbolic links are followed.
+ctime, checked on the open descriptor before and after a read. Symbolic links
+are followed inside the source; one that leads out of it is no entry.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class LocalUfs:
             for entry in entries:
                 if entry.name.startswith(temporary):
                     continue  # a put under way, or one that a crash cut short
+                if entry.is_symlink() and not self._is_inside(os.fsdecode(entry.path)):
+                    continue  # it leads out of the source, or in circles
                 try:
                     info = entry.stat()
                 except OSError as error:
@@ -126,7 +129,17 @@ class LocalUfs:
             os.unlink(self._real(path))
 
     def _real(self, path: str) -> str:
-        return os.path.join(self._root, path) if path else self._root
+        """The path to use. Raises NotFound for one that a link takes out of the source."""
+        joined = os.path.join(self._root, path) if path else self._root
+        if not self._is_inside(joined):
+            raise NotFound(
+                f"{self._name(path)}: a link leads out of the source here; links are followed inside it only"
+            )
+        return joined
+
+    def _is_inside(self, path: str) -> bool:
+        root, real = os.path.realpath(self._root), os.path.realpath(path)
+        return real == root or real.startswith(root.rstrip("/") + "/")
 
     def _name(self, path: str) -> str:
         return paths.join(self.uri, path)

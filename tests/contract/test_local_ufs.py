@@ -183,3 +183,28 @@ def test_another_user(tmp_path):
         f"file://{tmp_path}/{path}: permission denied for this user"
         for path in ("private", "private/f", "secret", "f", "secret")
     ] + ["[b'private', b'secret']"], run.stderr
+
+
+def test_no_link_leads_out_of_the_source(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"outside")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(b"inside")
+    (source / "up").symlink_to("../secret")
+    (source / "absolute").symlink_to(tmp_path / "secret")
+    (source / "directory").symlink_to("../outside")
+    (source / "around").symlink_to("../source/file")
+    (tmp_path / "entrance").symlink_to("source")
+    for root in (source, tmp_path / "entrance"):
+        ufs = open_ufs(str(root))
+        assert names(ufs) == [b"around", b"file"]
+        assert bytes(ufs.get("around", 0, 6, "")) == b"inside"
+        for path in ("up", "absolute", "directory/file"):
+            with pytest.raises(Changed):
+                ufs.get(path, 0, 3, "")
+            with pytest.raises(NotFound, match="leads out"):
+                ufs.stat(path)
+        with pytest.raises(NotFound, match="leads out"):
+            ufs.list_directory("directory")
