@@ -103,7 +103,7 @@ def raycache_cases(home: Path, names: list[str], seed: int, found: dict[str, lis
         found["mount memory"].append(workload.read_epoch(mountpoint, names, seed + 2))
         found["mount warm"].append(workload.read_epoch(mountpoint, names, seed + 3))
     raycache.shutdown()
-    raycache.dataset("epoch", "s3://epoch/train")
+    raycache.dataset("epoch-train", "s3://epoch/train")  # the name that the mount gave it
     raycache.listdir("s3://epoch/train")
     found["read_many cold"].append(read_many_epoch(names, seed))
     wait_filled(len(names))

@@ -1,0 +1,84 @@
+"""The commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raycache
+from raycache.testing import ObjectStoreServer
+
+
+@pytest.fixture
+def source(bucket: str, s3_env: ObjectStoreServer) -> str:
+    client = s3_env.client()
+    for key, body in {"a/one.txt": b"one", "a/two\n.txt": b"two!", "b": b"root"}.items():
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+    return f"s3://{bucket}"
+
+
+def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> None:
+    assert "no datasets yet" in cli("ls").stdout
+    assert json.loads(cli("mount", source, str(mountpoint), "--name", "data", "--json").stdout)["source"] == source
+    assert cli("ls", "raycache://data").stdout == "a/\nb\n"
+    assert cli("ls", f"{source}/a").stdout == "one.txt\ntwo\\n.txt\n", "a newline in a name stays within its line"
+    assert [entry["size_bytes"] for entry in json.loads(cli("ls", "raycache://data/a", "--json").stdout)] == [3, 4]
+    assert "4" in cli("ls", "-l", f"{source}/a").stdout
+    assert cli("cat", f"{source}/a/one.txt", "raycache://data/a/two\n.txt").stdout == "onetwo!"
+    about = json.loads(cli("stat", f"{source}/b", "--json").stdout)
+    assert (about["is_dir"], about["size_bytes"]) == (False, 4)
+    assert "version" in cli("stat", f"{source}/b").stdout
+    assert json.loads(cli("ls", "--json").stdout)[0]["name"] == "data"
+    assert json.loads(cli("refresh", source, "--json").stdout) == {"uri": source, "version": 1}
+
+    status = json.loads(cli("status", "--json").stdout)
+    (mount,) = status["mounts"]
+    assert mount["mountpoint"] == str(mountpoint)
+    assert {"session", "gateway_pid", "holder_pid", "restarts", "degraded"} <= set(mount)
+    assert status["workers"][0]["mem_quota_bytes"] > 0
+    assert {"reads", "hits", "misses", "ufs_requests", "ufs_bytes", "read_through"} <= set(status["totals"])
+    shown = cli("status", COLUMNS="200").stdout
+    assert source in shown
+    assert str(mountpoint) in shown
+    assert cli("umount", str(mountpoint)).returncode == 0
+
+
+def test_a_reader_that_goes_away_is_no_error_message(source: str, cache: Any, cli: Any) -> None:
+    raycache.dataset("data", source)
+    command = f"{sys.executable} -m raycache.cli ls raycache://data | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "a/\n"
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_wrong_words(cli: Any) -> None:
+    assert "mount" in cli("--help").stdout
+    for words in (("mount",), ("nonsense",), ("ls", "--colour")):
+        done = cli(*words)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_stop_ends_mounts_actors_and_the_ray_that_start_started(
+    source: str, tmp_path: Path, mountpoint: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCACHE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAYCACHE_ADDRESS", "RAYCACHE_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    started = json.loads(cli("start", "--new-ray", "--json", timeout_s=120).stdout)
+    assert started["started_ray"]
+    assert started["workers"] == 1
+    assert cli("mount", source, str(mountpoint)).returncode == 0
+    assert (mountpoint / "b").read_bytes() == b"root"
+    stopped = cli("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"unmounted {mountpoint}" in stopped.stdout
+    assert "ended the cache" in stopped.stdout
+    assert f"ended the Ray cluster at {started['address']}" in stopped.stdout
+    assert not (mountpoint / "b").exists()
