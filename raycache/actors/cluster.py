@@ -58,6 +58,10 @@ class RemoteMaster:
                 continue  # the master died between answering and our mapping; its successor publishes it again
         raise ClusterUnavailable("the raycache master keeps dying; see its log under the Ray session's logs")
 
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """See MasterApi."""
+        return self._call("changes", since)  # type: ignore[no-any-return]
+
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
         return self._call("refresh", dir_id)  # type: ignore[no-any-return]

@@ -60,6 +60,10 @@ class MasterActor:
         ref = self._published.find(dir_id, version) if version >= max(1, at_least) else None
         return [ref or self._published.publish(self._metadata.manifest(dir_id, at_least))]
 
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """See Metadata.changes."""
+        return self._metadata.changes(since)
+
     def refresh(self, dir_id: int) -> int:
         """See Metadata.refresh."""
         return self._metadata.refresh(dir_id)

@@ -200,7 +200,7 @@ def stat(uri: str, address: Address = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def refresh(uri: str, address: Address = None, as_json: AsJson = False) -> None:
-    """List a directory anew from its source. Mounts made before keep what they show."""
+    """List a directory anew from its source; mounts of it follow within seconds."""
     version = _files(address).refresh(uri)
     if as_json:
         _print_json({"uri": uri, "version": version})

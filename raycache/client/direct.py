@@ -8,6 +8,7 @@ Threading: safe.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetc
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, WorkerLost
 from raycache.ufs.base import UnderFileSystem
 
+_log = logging.getLogger(__name__)
 _SOURCE = Worker("source", 1)
 
 
@@ -79,8 +81,15 @@ class RememberingMaster:
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
         """See MasterApi."""
         manifest = self._master.manifest(dir_id, at_least)
-        self._shelf.save(manifest)
+        try:
+            self._shelf.save(manifest)
+        except OSError as error:  # a full disk must not fail a read; without the cluster this directory is then missing
+            _log.warning("cannot keep the listing of directory %d: %s", dir_id, error)
         return manifest
+
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """See MasterApi."""
+        return self._master.changes(since)
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -113,6 +122,10 @@ class ShelfMaster:
                 f"directory {dir_id} was not listed before the Ray cluster went away; it can be read when that is back"
             )
         return manifest
+
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """None that anybody could tell of."""
+        return since, []
 
     def refresh(self, dir_id: int) -> int:
         """Not without a master."""

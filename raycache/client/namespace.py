@@ -125,6 +125,24 @@ class Namespace:
                 del self._flights[dir_id]
             mine.set()
 
+    def follow(self, since: int) -> tuple[int, list[tuple[Manifest, Manifest]]]:
+        """Take over what others refreshed: of the directories held here, the old and the new manifest.
+
+        ``since``: what the last call returned first; 0 the first time. One call to the master when nothing changed.
+        """
+        newest, dir_ids = self._master.changes(since)
+        replaced: list[tuple[Manifest, Manifest]] = []
+        for dir_id in dir_ids:
+            with self._lock:
+                old = self._held.get(dir_id)
+            if old is None:
+                continue
+            new = self._master.manifest(dir_id)
+            if new.directory.version > old.directory.version:
+                self._hold(dir_id, new)
+                replaced.append((old, new))
+        return newest, replaced
+
     def refresh(self, uri: str) -> Manifest:
         """List a directory again and hold its newest version. Raises NotADirectory for a file."""
         entry = self.entry(uri)

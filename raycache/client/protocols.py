@@ -31,6 +31,10 @@ class MasterApi(Protocol):
         """
         ...
 
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """Ids of directories whose listing changed after change number ``since`` (0: ever), and the newest number."""
+        ...
+
     def refresh(self, dir_id: int) -> int:
         """List a directory again and return the version now published; unchanged directories keep theirs."""
         ...

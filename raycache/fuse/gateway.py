@@ -46,6 +46,8 @@ from raycache.ufs.base import Limits
 
 PUBLISH_S = 1.0
 """How often the counters in the record of a pyfuse3 mount are brought up to date."""
+FOLLOW_S = 1.0
+"""How often a gateway asks the master whether a listing was refreshed: one call, whatever it holds."""
 WATCH_S = 0.5
 REFUSED_MAX = 4
 """A cluster whose head refuses connections this often in a row, every WATCH_S, is gone."""
@@ -163,6 +165,8 @@ def serve_kernel(task: Task) -> None:
     threading.Thread(target=_obey, args=(holder, session, told, resend), name="obey", daemon=True).start()
     holder.send({"event": "ready", "root": served.root})
     told.wait()
+    if not task.direct:
+        threading.Thread(target=_follow, args=(served.vfs, session), name="follow", daemon=True).start()
     _log.info("serving %s on %s%s", task.source, task.mountpoint, " without the cluster" if task.direct else "")
     if resend[0]:
         session.resend()
@@ -173,6 +177,18 @@ def serve_kernel(task: Task) -> None:
         Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
         forget_record(settings.state_dir, task.mountpoint, os.getpid())
         _log.info("unmounted %s", task.mountpoint)
+
+
+def _follow(vfs: Vfs, session: KernelSession) -> None:
+    """Move on to listings that somebody refreshed, and make the kernel forget what changed and nothing else."""
+    since = 0
+    while True:
+        try:
+            since, names, inodes = vfs.follow(since)
+            session.invalidate(names, inodes)
+        except RaycacheError as error:  # the master is away, or the mount is ending: readers go on with what they have
+            _log.info("cannot follow refreshes: %s", error)
+        time.sleep(FOLLOW_S)
 
 
 def _beat(holder: Lines, served: Served) -> None:

@@ -237,7 +237,10 @@ class Holder:
             gateway.direct,
         )
         if record != self._record:
-            write_record(self._state_dir, record)
+            try:
+                write_record(self._state_dir, record)
+            except OSError as error:  # a full disk: status falls behind, the mount goes on
+                _log.warning("cannot record the state of %s: %s", self._task.mountpoint, error)
             self._record = record
 
     @contextlib.contextmanager

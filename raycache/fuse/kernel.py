@@ -27,6 +27,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
@@ -49,6 +50,12 @@ Answer = Callable[[Request, bool], Buffer]
 SWITCH_S = 0.0002
 """How long a thread of ``misses`` may keep the interpreter from the serving one. With Python's own 5 ms, four busy
 threads made a hit wait 20 ms and more; with this, about 1 ms."""
+
+LOOK_S = 60e-6
+"""How long to look for the next request before sleeping, letting others run in between. To be woken on another
+processor takes longer than to answer: one reader of small files got 13,000 a second without this, 24,000 with it."""
+IN_A_ROW_S = 200e-6
+"""Requests as near as this come from a program that goes from one to the next; after a lone one nobody looks."""
 
 _SILENT = frozenset({int(Op.FORGET), int(Op.BATCH_FORGET)})
 _WRITES: tuple[int, ...] = (
@@ -129,8 +136,13 @@ class KernelSession:
     def _serve(self, poll: select.poll) -> Ended:
         fd, buffer = self._fd, bytearray(wire.REQUEST_BYTES)
         view, into = memoryview(buffer), [buffer]
+        answered = look_until = 0.0
         while not self._stopped:
-            poll.poll()
+            if not poll.poll(0):
+                if time.monotonic() < look_until:
+                    os.sched_yield()
+                    continue
+                poll.poll()
             try:
                 length = os.readv(fd, into)
             except OSError as error:
@@ -140,7 +152,10 @@ class KernelSession:
                 if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     raise MountError(f"cannot read {device.DEVICE}: {error.strerror}") from error
                 continue
+            in_a_row = time.monotonic() - answered < IN_A_ROW_S
             self.dispatch(view, length)
+            answered = time.monotonic()
+            look_until = answered + LOOK_S if in_a_row else 0.0
         return Ended.STOPPED
 
     def stop(self) -> None:

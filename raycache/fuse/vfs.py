@@ -115,6 +115,24 @@ class Vfs:
         self.counters.read_bytes += len(data)
         return data
 
+    def follow(self, since: int) -> tuple[int, list[tuple[int, bytes]], list[int]]:
+        """Move on to what was refreshed: the number for the next call, and what a kernel must forget of it.
+
+        Names, as ``(directory, name)``: those that went, came or mean another file now (one that came may be known as
+        missing). Inodes: the directories, for their listings. Old inodes stay readable where they are open.
+        """
+        newest, replaced = self._namespace.follow(since)
+        names: list[tuple[int, bytes]] = []
+        for old, new in replaced:
+            directory = self._directory_ino(new.directory.dir_id)
+            gone = (row for row in old.rows() if new.is_dead(row))
+            came = new.rows(old.row_count)
+            names += [(directory, name) for name in {new.name(row) for rows in (gone, came) for row in rows}]
+        return newest, names, [self._directory_ino(new.directory.dir_id) for _, new in replaced]
+
+    def _directory_ino(self, dir_id: int) -> int:
+        return ROOT_INO if dir_id == self._root_id else dir_id << _ROW_BITS
+
     def path(self, ino: int) -> str:
         """For messages: the path of a number inside its dataset, as far as it is known without asking."""
         try:

@@ -36,8 +36,10 @@ CREATE TABLE directories (
 CREATE TABLE manifests (
     dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
     version INTEGER NOT NULL,             -- from 1, +1 with each refresh that found a change
-    body    BLOB NOT NULL                 -- Arrow IPC of core.manifest, zstd
+    body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
+    changed INTEGER NOT NULL              -- 0 for a first version, else higher than any before it
 );
+CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
 """
 
 
@@ -146,9 +148,21 @@ class Catalog:
         return Manifest.from_buffer(row[0]) if row else None
 
     def save_manifest(self, about: Directory, body: Buffer) -> None:
-        """Store a version of a directory, replacing the one before."""
+        """Store a version of a directory, replacing the one before. A later version is a change: see ``changes``."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?)", (about.dir_id, about.version, body))
+            (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
+            changed = last + 1 if about.version > 1 else 0
+            db.execute(
+                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", (about.dir_id, about.version, body, changed)
+            )
+
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """Directories that got a later version after change ``since``, and the number to ask with next time."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT changed, dir_id FROM manifests WHERE changed > 0 AND changed > ? ORDER BY changed", (since,)
+            ).fetchall()
+        return (rows[-1][0] if rows else since), [dir_id for _, dir_id in rows]
 
     def counts(self, dataset: str) -> tuple[int, int]:
         """Directories known and directories listed, of a dataset."""

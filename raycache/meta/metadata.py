@@ -97,6 +97,10 @@ class Metadata:
         """Version of the manifest that ``manifest`` would hand out, 0 before the first listing."""
         return self._catalog.version(dir_id)
 
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """See client.protocols.MasterApi.changes."""
+        return self._catalog.changes(since)
+
     def refresh(self, dir_id: int) -> int:
         """See client.protocols.MasterApi.refresh."""
         with self._only_one(dir_id):

@@ -59,6 +59,11 @@ class InProcessMaster:
         self.calls += 1
         return Manifest.from_buffer(self._metadata.manifest(dir_id, at_least).to_buffer())
 
+    def changes(self, since: int) -> tuple[int, list[int]]:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.changes(since)
+
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
         self.calls += 1

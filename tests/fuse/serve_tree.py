@@ -44,7 +44,9 @@ class Options:
     socket_fd: int
     agreed: dict[str, int] | None = None
     delay_s: float = 0.0
-    """Before a block or a listing is there."""
+    """Before a block is there."""
+    delay_listing_s: float = 0.0
+    """Before a directory is listed."""
     delay_blocks: int | None = None
     """How many blocks are delayed; None is all."""
     fail: bool = False
@@ -81,8 +83,7 @@ class TreeMaster:
         return [Dataset("tree", self._ufs.uri, 1, 10**18)]
 
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
-        if self._options.delay_s and not self._options.preload:
-            time.sleep(self._options.delay_s)
+        time.sleep(self._options.delay_listing_s)
         with self._lock:
             held = self._manifests.get(dir_id)
         return held or self._list(dir_id)
@@ -135,6 +136,9 @@ class TreePool:
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         return [Worker("here", 2**40, local=True)]
+
+    def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
+        """Nothing is made ahead, so that a test knows what a read has to wait for."""
 
     def fetch(
         self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float

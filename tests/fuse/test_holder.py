@@ -154,6 +154,30 @@ def test_a_mount_whose_holder_was_killed_goes_on_and_can_be_replaced(
     assert device.find_mount(str(mountpoint)) is None
 
 
+def test_a_full_disk_under_the_state_directory_costs_no_read(
+    files: tuple[str, Path], cache: Any, mountpoint: Path, tmp_path: Path, cli: Any
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], check=True)
+    try:
+        assert cli("mount", files[0], str(mountpoint), RAYCACHE_STATE_DIR=str(small)).returncode == 0
+        with contextlib.suppress(OSError), open(small / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        (about,) = json.loads(cli("status", "--json", RAYCACHE_STATE_DIR=str(small)).stdout)["mounts"]
+        with verified_readers(mountpoint, files[1]) as reports:
+            os.kill(about["gateway_pid"], signal.SIGKILL)
+            drop_page_cache()
+            time.sleep(1)
+        no_failed_read(reports)
+        (small / "filler").unlink()
+        assert cli("umount", "--lazy", str(mountpoint), RAYCACHE_STATE_DIR=str(small)).returncode == 0
+        wait_until(lambda: not Path(f"/proc/{about['holder_pid']}").exists())
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

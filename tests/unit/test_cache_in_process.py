@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raycache.client.namespace import Namespace
 from raycache.core.values import Stat
 from raycache.errors import Changed, InvalidInput, IsADirectory, NotADirectory, NotFound, ReadOnly
 from raycache.fuse.vfs import ROOT_INO, Vfs, WouldBlock
@@ -216,3 +217,36 @@ def test_the_vfs_answers_from_memory_or_says_that_it_would_wait(source: Path) ->
         other = Vfs(cache.namespace, cache.reader, dataset.root_id, mtime_ns=7)
         assert other.getattr(file.ino) == file
         assert other.path(file.ino) == "a/57.bin"
+
+
+def test_the_vfs_follows_a_refresh_and_names_exactly_what_changed(source: Path) -> None:
+    with InProcessCache() as cache:
+        dataset = cache.files.attach(str(source), "data", {})
+        vfs = Vfs(Namespace(cache.master), cache.reader, dataset.root_id, mtime_ns=7)
+        a, b = vfs.lookup(ROOT_INO, b"a"), vfs.lookup(ROOT_INO, b"b")
+        old = vfs.lookup(a.ino, b"03.bin")
+        vfs.lookup(b.ino, b"01.bin")
+        assert vfs.follow(0) == (0, [], [])
+        (source / "a" / "03.bin").write_bytes(b"replaced")
+        (source / "a" / "06.bin").unlink()
+        (source / "a" / "99.bin").write_bytes(b"added")
+        (source / "fresh").write_bytes(b"at the root")
+        (source / "c" / "x").write_bytes(b"in a directory that this vfs does not hold")
+        for path in ("a", "", "b", "c"):
+            cache.master.refresh(
+                cache.files.attach(str(source), "data", {}).root_id if not path else child(cache, path)
+            )
+        since, names, inodes = vfs.follow(0)
+        changed = {(a.ino, b"03.bin"), (a.ino, b"06.bin"), (a.ino, b"99.bin"), (ROOT_INO, b"fresh")}
+        assert len(names) == len(changed)
+        assert set(names) == changed
+        assert sorted(inodes) == sorted([a.ino, ROOT_INO])
+        assert vfs.follow(since) == (since, [], [])
+        assert vfs.lookup(a.ino, b"03.bin").ino != old.ino
+        assert vfs.getattr(old.ino) == old, "the old file keeps its number"
+        with pytest.raises(NotFound):
+            vfs.lookup(a.ino, b"06.bin")
+
+
+def child(cache: InProcessCache, path: str) -> int:
+    return cache.namespace.walk(cache.master.datasets()[0], path).manifest.directory.dir_id
