@@ -149,7 +149,7 @@ def walk(uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def refresh(uri: str) -> int:
-    """List a directory anew from its source and return its version. Mounts of it follow within seconds (kernel session)."""
+    """List a directory anew from its source; returns its version. Mounts follow within seconds (kernel session)."""
     return _files().refresh(uri)
 
 
