@@ -46,6 +46,7 @@ format: setup  ## rewrite the code the way `make lint` wants it
 bench: setup  ## measure, and write benchmarks/RESULTS.md
 	@scripts/bench-packages
 	@$(BIN)/python benchmarks/epoch.py
+	@$(BIN)/python benchmarks/mount.py
 
 clean:  ## remove the virtual environment and what the demo made
 	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -78,6 +78,11 @@ class ObjectStoreServer:
         return f"http://{_HOST}:{self._ports['s3']}"
 
     @property
+    def filer(self) -> str:
+        """Address of SeaweedFS's filer as its own tools take it, ``host:port.grpc_port``."""
+        return f"{_HOST}:{self._ports['filer']}.{self._ports['filer.grpc']}"
+
+    @property
     def environ(self) -> dict[str, str]:
         """The AWS variables with which every S3 client finds this server."""
         return {
