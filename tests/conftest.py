@@ -7,10 +7,12 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from raycache.testing import ObjectStoreServer
 
@@ -66,11 +68,14 @@ def s3_env(object_store: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def bucket(s3_env: ObjectStoreServer) -> str:
-    """Name of a new bucket."""
+def bucket(s3_env: ObjectStoreServer) -> Iterator[str]:
+    """Name of a new bucket, gone after the test."""
     name = f"b{uuid.uuid4().hex[:10]}"
     s3_env.create_bucket(name)
-    return name
+    yield name
+    # A bucket holds on to its volumes, of which a server has only so many. The name is not used again.
+    with suppress(ClientError):
+        s3_env.client().delete_bucket(Bucket=name)
 
 
 @pytest.fixture

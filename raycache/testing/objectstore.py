@@ -32,7 +32,7 @@ _PORTS = range(20_000, 32_000)
 _ATTEMPTS = 5
 _POLL_S = 0.05
 _STOP_GRACE_S = 1.0
-_VOLUMES_MAX = 200
+_VOLUMES_MAX = 2000
 """A bucket takes seven, once something is in it."""
 
 # Asks the kernel for a SIGKILL when its parent dies, then becomes the server. A process of its own does it because

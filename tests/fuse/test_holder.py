@@ -95,7 +95,7 @@ def test_gateways_killed_at_random_moments_cost_no_failed_read(
         with verified_readers(mountpoint, files[1]) as reports:
             time.sleep(1)
             for _ in range(KILLS):
-                time.sleep(rng.uniform(0.1, 1.5))
+                time.sleep(rng.uniform(0.05, 1.0))
                 drop_page_cache()
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(mount_status()["gateway_pid"], signal.SIGKILL)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def files(bucket: str, s3_env: ObjectStoreServer) -> str:
     return f"s3://{bucket}"
 
 
+@pytest.fixture(params=["kernel", "pyfuse3"])
+def make_mount(request: pytest.FixtureRequest) -> Any:
+    """``raycache.mount`` through either session: both are held to the same."""
+    return partial(raycache.mount, session=request.param)
+
+
 def wait_gone(pid: int) -> None:
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
@@ -34,8 +41,10 @@ def wait_gone(pid: int) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_mount_ends_with_its_block_and_leaves_nothing(files: str, cache: Any, mountpoint: Path) -> None:
-    with raycache.mount(files, mountpoint) as mount:
+def test_a_mount_ends_with_its_block_and_leaves_nothing(
+    files: str, cache: Any, mountpoint: Path, make_mount: Any
+) -> None:
+    with make_mount(files, mountpoint) as mount:
         assert len(os.listdir(mountpoint)) == 20
         assert mount.gateway_pid > 0
         (about,) = raycache.status()["mounts"]
@@ -55,20 +64,22 @@ def test_a_mount_outlives_the_process_that_made_it(files: str, cache: Any, mount
 
 
 def test_what_a_crashed_gateway_left_is_replaced(files: str, cache: Any, mountpoint: Path) -> None:
-    crashed = raycache.mount(files, mountpoint)
+    crashed = raycache.mount(files, mountpoint, session="pyfuse3")
     os.kill(crashed.gateway_pid, signal.SIGKILL)
     wait_gone(crashed.gateway_pid)
     with pytest.raises(OSError, match="not connected") as failure:
         os.listdir(mountpoint)
     assert failure.value.errno == errno.ENOTCONN
     assert raycache.status()["mounts"][0]["state"] == "stale"
-    with raycache.mount(files, mountpoint) as again:
+    with raycache.mount(files, mountpoint, session="pyfuse3") as again:
         assert again.gateway_pid != crashed.gateway_pid
         assert (mountpoint / "03").read_bytes() == b"03" * 50_000
 
 
-def test_a_busy_mount_says_so_and_a_lazy_one_lets_files_finish(files: str, cache: Any, mountpoint: Path) -> None:
-    mount = raycache.mount(files, mountpoint)
+def test_a_busy_mount_says_so_and_a_lazy_one_lets_files_finish(
+    files: str, cache: Any, mountpoint: Path, make_mount: Any
+) -> None:
+    mount = make_mount(files, mountpoint)
     with open(mountpoint / "05", "rb") as held:
         assert held.read(10) == b"0505050505"
         with pytest.raises(raycache.errors.MountError, match="in use") as failure:
@@ -80,8 +91,8 @@ def test_a_busy_mount_says_so_and_a_lazy_one_lets_files_finish(files: str, cache
     wait_gone(mount.gateway_pid)
 
 
-def test_writing_is_refused(files: str, cache: Any, mountpoint: Path) -> None:
-    with raycache.mount(files, mountpoint):
+def test_writing_is_refused(files: str, cache: Any, mountpoint: Path, make_mount: Any) -> None:
+    with make_mount(files, mountpoint):
         for attempt in (
             lambda: (mountpoint / "new").write_bytes(b"x"),
             lambda: (mountpoint / "05").write_bytes(b"x"),
@@ -100,10 +111,10 @@ def test_writing_is_refused(files: str, cache: Any, mountpoint: Path) -> None:
 
 
 def test_a_file_that_changed_since_it_was_listed_is_stale_not_mixed(
-    files: str, s3_env: ObjectStoreServer, cache: Any, mountpoint: Path
+    files: str, s3_env: ObjectStoreServer, cache: Any, mountpoint: Path, make_mount: Any
 ) -> None:
     client, name = s3_env.client(), files.removeprefix("s3://")
-    with raycache.mount(files, mountpoint):
+    with make_mount(files, mountpoint):
         os.listdir(mountpoint)
         client.put_object(Bucket=name, Key="01", Body=b"ZZ" * 50_000)
         client.delete_object(Bucket=name, Key="02")
@@ -125,7 +136,7 @@ def test_a_file_that_changed_since_it_was_listed_is_stale_not_mixed(
     assert bytes(raycache.read_many([f"{files}/03"])[0]) == b"short"
     assert bytes(raycache.read_many([f"{files}/10"])[0]) == b"10" * 50_000
     assert raycache.status()["totals"]["ufs_requests"] - requests == 2
-    with raycache.mount(files, mountpoint):
+    with make_mount(files, mountpoint):
         assert (mountpoint / "03").read_bytes() == b"short"
 
 
@@ -141,8 +152,8 @@ while True:
 """
 
 
-def test_a_reader_killed_in_the_middle_harms_nobody(files: str, cache: Any, mountpoint: Path) -> None:
-    with raycache.mount(files, mountpoint):
+def test_a_reader_killed_in_the_middle_harms_nobody(files: str, cache: Any, mountpoint: Path, make_mount: Any) -> None:
+    with make_mount(files, mountpoint):
         for _ in range(5):
             reader = subprocess.Popen(
                 [sys.executable, "-c", READ_FOR_EVER, str(mountpoint)], stdout=subprocess.PIPE, text=True
@@ -157,15 +168,15 @@ def test_a_reader_killed_in_the_middle_harms_nobody(files: str, cache: Any, moun
             assert (mountpoint / f"{number:02d}").read_bytes() == b"%02d" % number * 50_000
 
 
-def test_another_user_is_kept_out_unless_let_in(files: str, cache: Any, mountpoint: Path) -> None:
+def test_another_user_is_kept_out_unless_let_in(files: str, cache: Any, mountpoint: Path, make_mount: Any) -> None:
     code = "import os, sys; os.setgid(65534); os.setuid(65534); print(len(os.listdir(sys.argv[1])))"
     as_nobody = [sys.executable, "-S", "-c", code]
     for directory in (mountpoint, *mountpoint.parents):
         if directory != Path("/"):
             os.chmod(directory, os.stat(directory).st_mode | 0o005)
-    with raycache.mount(files, mountpoint):
+    with make_mount(files, mountpoint):
         done = subprocess.run([*as_nobody, str(mountpoint)], capture_output=True, text=True, timeout=20, check=False)
         assert "Permission denied" in done.stderr
-    with raycache.mount(files, mountpoint, allow_other=True):
+    with make_mount(files, mountpoint, allow_other=True):
         done = subprocess.run([*as_nobody, str(mountpoint)], capture_output=True, text=True, timeout=20, check=False)
         assert done.stdout == "20\n", done.stderr
