@@ -32,6 +32,7 @@ ENTRIES = 100_000
 LARGE_BYTES = 4 << 30
 MILLION = 1_000_000
 IDLE_S = 10.0
+TITLES = {"small": "small files", "directories": "directories", "large": "a large file", "cost": "what it costs"}
 Found = dict[str, list[float]]
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
+    command = f"python benchmarks/mount.py --rounds {arguments.rounds} --parts {arguments.parts}"
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -59,12 +61,11 @@ def main() -> None:
             for part in parts:
                 print(f"== {part}", flush=True)
                 found[part] = runs[part](home / part, server, arguments.rounds)
+                text = DESCRIBE[part](found[part], arguments.rounds)
+                report.write_section(f"The mount: {TITLES[part]}", command, text)
+                print(text, flush=True)
         finally:
             ray.shutdown()
-    text = "\n\n".join(DESCRIBE[part](found[part], arguments.rounds) for part in parts)
-    command = f"python benchmarks/mount.py --rounds {arguments.rounds} --parts {arguments.parts}"
-    report.write_section("The mount", command, text)
-    print(text)
     if arguments.json:
         print(json.dumps(found))
 

@@ -33,10 +33,11 @@ class JuiceFS:
         self._home.mkdir(parents=True)
         self._meta = f"sqlite3://{self._home / 'meta.db'}"
         options = server.storage_options
-        server.create_bucket("juicefs")
+        bucket = f"juicefs-{home.name}"
+        server.create_bucket(bucket)
         subprocess.run(
             [
-                program("juicefs"), "format", "--storage", "s3", "--bucket", f"{server.endpoint}/juicefs",
+                program("juicefs"), "format", "--storage", "s3", "--bucket", f"{server.endpoint}/{bucket}",
                 "--access-key", options["key"], "--secret-key", options["secret"], "--trash-days", "0",
                 self._meta, "bench",
             ],
