@@ -6,6 +6,7 @@ process; whoever needs another cluster or namespace opens a ``Cluster`` of their
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import ray
 
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
-from raycache.actors.transport import get, get_views, join_ray
+from raycache.actors.transport import ActorGone, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
@@ -37,6 +38,7 @@ class RemoteMaster:
         self.calls = 0
         """Calls made, for counting what a read costs; a lost update under contention does not matter."""
         self._handle = handle
+        self._namespace = settings.namespace
         # A listing takes as long as the source takes; the rest of the deadline covers a restart of the master.
         self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
 
@@ -81,9 +83,17 @@ class RemoteMaster:
     def _call(self, method: str, *args: Any) -> Any:
         self.calls += 1
         try:
-            return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
-        except WorkerLost as error:
+            try:
+                return self._try(method, *args)
+            except ActorGone:
+                # `raycache stop` and `start` put another actor under the name.
+                self._handle = ray.get_actor(MASTER, namespace=self._namespace)
+                return self._try(method, *args)
+        except (WorkerLost, ValueError) as error:
             raise ClusterUnavailable(f"{error}; try `raycache start`") from error
+
+    def _try(self, method: str, *args: Any) -> Any:
+        return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
 
 
 class RemotePool:
@@ -207,7 +217,8 @@ class Cluster:
     def stop(self) -> None:
         """End all actors of the cache. What is in memory is gone; the catalog stays for the next start."""
         for name in self.actor_names():
-            ray.kill(ray.get_actor(name, namespace=self.settings.namespace), no_restart=True)
+            with contextlib.suppress(ValueError):  # it has gone by itself meanwhile
+                ray.kill(ray.get_actor(name, namespace=self.settings.namespace), no_restart=True)
 
     def actor_names(self) -> list[str]:
         """The master first, so that it does not replace the workers that follow."""

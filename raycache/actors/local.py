@@ -56,8 +56,12 @@ def start_local_ray(settings: Settings) -> str:
             start_new_session=True,
             cwd="/",
         )
-    address = _wait_ready(process, port, log)
-    _record(settings).write_text(json.dumps({"pid": process.pid, "address": address}), encoding="utf-8")
+    try:
+        address = _wait_ready(process, port, log)
+        _record(settings).write_text(json.dumps({"pid": process.pid, "address": address}), encoding="utf-8")
+    except BaseException:  # an interrupt too must not leave a cluster that nobody knows of
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return address
 
 

@@ -111,7 +111,8 @@ class Fleet:
     def _ensure(self, node: dict[str, Any]) -> Worker:
         node_id = node["NodeID"]
         store_bytes = int(node["Resources"].get("object_store_memory", 0))
-        quota_bytes = parse_memory(self._settings.mem, store_bytes)
+        # More than the object store holds would make Ray spill what we keep.
+        quota_bytes = min(parse_memory(self._settings.mem, store_bytes), store_bytes)
         options = worker_options(self._settings.namespace, node_id)
         _REMOTE_WORKER.options(**options).remote(self._settings, quota_bytes)
         return Worker(node_id, quota_bytes)

@@ -25,7 +25,10 @@ class Plasma:
     def put(self, block: bytearray) -> tuple[Any, memoryview]:
         """Put a block; dropping the handle frees it. Raises Unavailable when the object store has no room."""
         ref = put(block)
-        return ref, memoryview(ray.get(ref, timeout=30)).cast("B")
+        try:
+            return ref, memoryview(ray.get(ref, timeout=30)).cast("B")
+        except rx.RayError as error:
+            raise Unavailable(f"Ray's object store did not keep a block: {error}") from error
 
 
 def put(buffer: Any) -> Any:

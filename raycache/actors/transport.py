@@ -26,6 +26,10 @@ from raycache.errors import AccessDenied, ClusterUnavailable, InvalidInput, Rayc
 _LOST = (rx.RayActorError, rx.OwnerDiedError, rx.ObjectLostError, rx.GetTimeoutError, rx.NodeDiedError)
 
 
+class ActorGone(WorkerLost):
+    """The actor is dead for good: Ray will not start it again."""
+
+
 def join_ray(settings: Settings) -> str:
     """Be a driver of the Ray cluster: the one this process is in already, else ``settings.address``, RAY_ADDRESS, or
     the one on this machine. Returns its address, ``host:port``.
@@ -147,6 +151,8 @@ def get(ref: Any, timeout_s: float, what: str) -> Any:
         raise Unavailable(f"{what} failed: {cause or error}") from error
     except rx.GetTimeoutError as error:
         raise WorkerLost(f"{what} did not answer within {timeout_s:g} s") from error
+    except rx.ActorDiedError as error:
+        raise ActorGone(f"{what} is gone: {_reason(error)}") from error
     except _LOST as error:
         raise WorkerLost(f"{what} is gone: {_reason(error)}") from error
     except rx.RayError as error:

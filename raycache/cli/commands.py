@@ -23,6 +23,10 @@ app = typer.Typer(
     help="A distributed cache for training data, made of Ray actors.",
 )
 _out = Console(highlight=False)
+_SECRET = {"secret", "password", "token", "account_key", "sas_token"} | {
+    f"{prefix}{name}" for prefix in ("", "aws_") for name in ("secret_access_key", "session_token")
+}
+"""Storage options that an argument list must not show."""
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Default: RAY_ADDRESS, else the one here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -226,6 +230,11 @@ def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidInput(f"-o {text!r}: write KEY=VALUE, as in -o endpoint_url=http://host:9000")
+    if key.lower() in _SECRET:
+        raise InvalidInput(
+            f"-o {key}=...: what is typed here is shown to every user of this machine; set the store's environment "
+            "variable (for S3 AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN), or use a profile"
+        )
     return key, value
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from raycache.client.protocols import MasterApi
@@ -40,7 +41,7 @@ class Namespace:
     def __init__(self, master: MasterApi) -> None:
         self._master = master
         self._lock = threading.Lock()
-        self._flights: dict[int, threading.Event] = {}
+        self._flights: dict[int, Future[Manifest]] = {}
         self._held: OrderedDict[int, Manifest] = OrderedDict()
         self._datasets: tuple[Dataset, ...] = ()
 
@@ -102,45 +103,55 @@ class Namespace:
 
     def manifest(self, dir_id: int, *, wait: bool = True) -> Manifest:
         """The manifest of a directory. Raises WouldBlock when it is not held and ``wait`` is False."""
-        while True:
-            with self._lock:
-                held = self._held.get(dir_id)
-                if held is not None:
-                    self._held.move_to_end(dir_id)
-                    return held
-                if not wait:
-                    raise WouldBlock
-                flight = self._flights.get(dir_id)
-                if flight is None:
-                    mine = self._flights[dir_id] = threading.Event()
-                    break
-            # The other thread's call has a deadline, so this wait ends; then look again.
-            flight.wait()
+        with self._lock:
+            held = self._held.get(dir_id)
+            if held is not None:
+                self._held.move_to_end(dir_id)
+                return held
+            if not wait:
+                raise WouldBlock
+            flight = self._flights.get(dir_id)
+            mine = flight is None
+            if flight is None:
+                flight = self._flights[dir_id] = Future()
+        if mine:
+            self._fetch(dir_id, flight)
+        # Those who wait get the answer, or the error, of the one call; it has a deadline.
+        return flight.result()
+
+    def _fetch(self, dir_id: int, flight: Future[Manifest]) -> None:
         try:
             manifest = self._master.manifest(dir_id)
             self._hold(dir_id, manifest)
-            return manifest
+            flight.set_result(manifest)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, others wait for it too; `result` raises it
+            flight.set_exception(error)
         finally:
             with self._lock:
                 del self._flights[dir_id]
-            mine.set()
 
-    def follow(self, since: int) -> tuple[int, list[tuple[Manifest, Manifest]]]:
-        """Take over what others refreshed: of the directories held here, the old and the new manifest.
+    def forget(self) -> None:
+        """Hold nothing any more: each directory is asked for again."""
+        with self._lock:
+            self._held.clear()
 
-        ``since``: what the last call returned first; 0 the first time. One call to the master when nothing changed.
+    def follow(self, since: int) -> tuple[int, list[tuple[Manifest | None, Manifest]]]:
+        """Take over what others refreshed: of the directories held here, the old manifest and the new one.
+
+        ``since``: what the last call returned first. One call to the master when nothing changed. The old one is None
+        where the new one was held already: what was told of it before is then not known.
         """
         newest, dir_ids = self._master.changes(since)
-        replaced: list[tuple[Manifest, Manifest]] = []
+        replaced: list[tuple[Manifest | None, Manifest]] = []
         for dir_id in dir_ids:
             with self._lock:
-                old = self._held.get(dir_id)
-            if old is None:
+                held, under_way = self._held.get(dir_id), self._flights.get(dir_id)
+            if held is None and under_way is None:
                 continue
             new = self._master.manifest(dir_id)
-            if new.directory.version > old.directory.version:
-                self._hold(dir_id, new)
-                replaced.append((old, new))
+            self._hold(dir_id, new)
+            is_newer = held is not None and new.directory.version > held.directory.version
+            replaced.append((held if is_newer else None, new))
         return newest, replaced
 
     def refresh(self, uri: str) -> Manifest:
@@ -156,6 +167,9 @@ class Namespace:
 
     def _hold(self, dir_id: int, manifest: Manifest) -> None:
         with self._lock:
+            there = self._held.get(dir_id)
+            if there is not None and there.directory.version > manifest.directory.version:
+                return  # an answer that was overtaken
             self._held[dir_id] = manifest
             self._held.move_to_end(dir_id)
             while len(self._held) > MANIFESTS_HELD:

@@ -31,8 +31,9 @@ CALL_BYTES = 64 * 2**20
 TOUCHED_BLOCKS = 65_536
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 """Pauses before asking anew when no worker answered; the first time there is none, as the master may know better."""
-PLANS_HELD = 1024
-"""Packed plans of blocks not yet held, 10-30 KB each."""
+REFRESH_S = 2.0
+PLANS_HELD = 256
+"""Packed plans of blocks not yet held, 10-30 KB each, a third of a megabyte where files are tiny."""
 
 
 class Want(NamedTuple):
@@ -93,6 +94,7 @@ class Reader:
         self._views = Views(view_bytes)
         self._lock = threading.Lock()
         self._ahead = ReadAhead()
+        self._refreshed = 0.0
         self._touched: OrderedDict[bytes, None] = OrderedDict()
         self._plans: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -158,7 +160,10 @@ class Reader:
         while wants:
             workers = [worker for worker in self._pool.workers() if worker.worker_id not in lost]
             if workers:
+                known = len(lost)
                 wants = self._ask(wants, workers, deadline, lost, found)
+                if len(lost) > known:
+                    self._look_for_replacements()
                 continue
             pause_s = next(pauses)
             if time.monotonic() + pause_s > deadline:
@@ -168,6 +173,15 @@ class Reader:
                 time.sleep(pause_s)
             self._pool.workers(refresh=True)
             lost.clear()
+
+    def _look_for_replacements(self) -> None:
+        """After a loss: later reads ask whom the master has put in its place. Not at every loss of a burst."""
+        with self._lock:
+            due = time.monotonic() - self._refreshed > REFRESH_S
+            if due:
+                self._refreshed = time.monotonic()
+        if due:
+            self._pool.workers(refresh=True)
 
     def _ask(
         self, wants: list[Want], workers: list[Worker], deadline: float, lost: set[str], found: dict[Want, Buffer]

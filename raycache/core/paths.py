@@ -51,6 +51,11 @@ def parse_uri(uri: str) -> Location:
         return Location("file", "", normalise(os.path.abspath(os.path.expanduser(uri))))
     scheme, rest = match.group(1).lower(), match.group(2)
     authority, _, path = rest.partition("/")
+    if ":" in authority.rpartition("@")[0]:
+        raise InvalidInput(
+            f"{scheme}://...@{authority.rpartition('@')[2]}: a source is shown and logged and must not hold a "
+            "password; give it as a storage option"
+        )
     if scheme == "file":
         if authority not in ("", "localhost"):
             raise InvalidInput(f"{uri!r} names a host; a local path has three slashes, as in file:///{rest}")

@@ -37,22 +37,23 @@ class Gateway:
         self.ready = False
         self.serving = False
         self.stopping = False
+        self.told_to_stop = 0.0
         self.ended: str | None = None
         self.heard = time.monotonic()
         self.counters: dict[str, int] = {}
         self.pidfd = os.pidfd_open(pid)
         self._process = process
 
-    def serve(self, resend: bool) -> None:
-        """Tell it to serve."""
+    def serve(self, *, resend: bool, since: int) -> None:
+        """Tell it to serve. ``since``: up to which change of listings its predecessor had followed."""
         self.serving = True
         self.heard = time.monotonic()
-        self.lines.send({"do": "serve", "resend": resend})
+        self.lines.send({"do": "serve", "resend": resend, "since": since})
 
     def stop(self) -> None:
         """Tell it to stop serving and end."""
         self.stopping = True
-        self.heard = time.monotonic()
+        self.told_to_stop = time.monotonic()
         self.lines.send({"do": "stop"})
 
     def kill(self) -> None:
@@ -61,9 +62,9 @@ class Gateway:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of a dead one. Forked ones are buried by the nursery."""
+        """Let go of a dead one, without waiting for a thread of it that is still in the kernel."""
         if self._process is not None:
-            self._process.wait()
+            self._process.poll()
         self.lines.close()
         os.close(self.pidfd)
 
@@ -104,17 +105,17 @@ class Nursery:
             with theirs:
                 socket.send_fds(self._link, [json.dumps({"root": task.root}).encode()], [theirs.fileno()])
             pid = json.loads(self._link.recv(64) or b"{}")["pid"]
-        except (OSError, KeyError) as error:
+            return Gateway(pid, Lines(ours), direct=True, process=None)
+        except (OSError, KeyError, ValueError) as error:
             ours.close()
-            self.ready = False
             raise MountError(f"the nursery does not fork: {error}") from error
-        return Gateway(pid, Lines(ours), direct=True, process=None)
 
     def close(self) -> None:
         """End it. Its gateways live on."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(SPAWN_S)
         self._link.close()
         os.close(self.pidfd)
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,12 @@ from raycache.core.paths import RAYCACHE_SCHEME
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
 from raycache.fuse.kernel import Ended, KernelSession
+from raycache.fuse.misses import Limits as MissLimits
 from raycache.fuse.records import (
     MountRecord,
     forget_record,
     process_started,
     read_record,
-    shelf_path,
     write_record,
 )
 from raycache.fuse.task import Lines, Task
@@ -76,6 +77,9 @@ def main() -> None:
             serve_kernel(task)
         else:
             _serve_pyfuse(task, answer)
+    except BaseException:
+        _log.exception("the gateway of %s died", task.mountpoint)
+        raise
     finally:
         # Ray's threads and atexit handlers have nothing left to do here, and can take seconds.
         logging.shutdown()
@@ -92,7 +96,7 @@ def _join_cluster(task: Task) -> Served:
     if not task.source.startswith(f"{RAYCACHE_SCHEME}://"):
         cluster.files.attach(task.source, None, task.options)
     dataset, path = cluster.namespace.locate(task.source)
-    shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
+    shelf = Shelf(Path(task.shelf))
     namespace = Namespace(RememberingMaster(cluster.master, shelf))
     root_id = cluster.namespace.walk(dataset, path).manifest.directory.dir_id
     root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
@@ -137,10 +141,11 @@ def _go_direct(task: Task) -> Served:
     settings = load_settings(**task.settings)
     limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
     pool = SourcePool(open_ufs(task.root["source"], task.options, limits))
-    shelf = Shelf(shelf_path(settings.state_dir, task.mountpoint))
+    shelf = Shelf(Path(task.shelf))
     namespace = Namespace(ShelfMaster(shelf))
     for dir_id in shelf.directories():
-        namespace.manifest(dir_id)
+        with suppress(RaycacheError):  # a damaged one is missing; a lookup that needs it says so
+            namespace.manifest(dir_id)
     reader = Reader(pool, DIRECT_VIEW_BYTES, settings.read_timeout_s)
     vfs = Vfs(namespace, reader, task.root["root_id"], task.root["attached_ns"])
     return Served(vfs, task.root, lambda: {"master_calls": 0, "worker_calls": 0, "degraded_reads": pool.reads})
@@ -149,6 +154,8 @@ def _go_direct(task: Task) -> Served:
 def serve_kernel(task: Task) -> None:
     """Be ready, wait to be told, serve, say why it ended."""
     holder = Lines(socket.socket(fileno=task.control_fd))
+    preparing = threading.Event()
+    threading.Thread(target=_prepare_aloud, args=(holder, preparing), name="preparing", daemon=True).start()
     try:
         served = _go_direct(task) if task.direct else _join_cluster(task)
     except Exception as error:  # noqa: BLE001 - the holder waits for word, whatever went wrong
@@ -156,57 +163,88 @@ def serve_kernel(task: Task) -> None:
         if not known:
             _log.exception("cannot serve %s", task.mountpoint)
         text = str(error) if known else f"{type(error).__name__}: {error}; see {task.log}"
+        preparing.set()
         holder.send({"event": "failed", "error": text, "kind": type(error).__name__ if known else "MountError"})
         return
-    session = KernelSession(served.vfs, task.fd, task.owner, Agreed.from_json(task.agreed))
-    told = threading.Event()
-    resend = [False]
-    threading.Thread(target=_beat, args=(holder, served), name="beat", daemon=True).start()
-    threading.Thread(target=_obey, args=(holder, session, told, resend), name="obey", daemon=True).start()
+    finally:
+        preparing.set()
+    deadline_s = load_settings(**task.settings).read_timeout_s
+    misses = MissLimits(deadline_s=deadline_s)
+    session = KernelSession(served.vfs, task.fd, task.owner, Agreed.from_json(task.agreed), misses)
+    orders = Orders()
+    followed = Followed()
+    threading.Thread(target=_beat, args=(holder, served, followed), name="beat", daemon=True).start()
+    threading.Thread(target=_obey, args=(holder, session, orders), name="obey", daemon=True).start()
     holder.send({"event": "ready", "root": served.root})
-    told.wait()
-    if not task.direct:
-        threading.Thread(target=_follow, args=(served.vfs, session), name="follow", daemon=True).start()
+    orders.told.wait()
+    followed.since = orders.since
+    if task.direct:
+        served.vfs.forget()  # what stands by for long has old listings; the shelf has the newest
+    else:
+        threading.Thread(target=_follow, args=(served.vfs, session, followed), name="follow", daemon=True).start()
     _log.info("serving %s on %s%s", task.source, task.mountpoint, " without the cluster" if task.direct else "")
-    if resend[0]:
+    if orders.resend:
         session.resend()
     why = session.serve()
     holder.send({"event": "ended", "why": why.value})
     if why is Ended.UNMOUNTED:
-        settings = load_settings(**task.settings)
-        Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
-        forget_record(settings.state_dir, task.mountpoint, os.getpid())
+        Shelf(Path(task.shelf)).clear()
+        forget_record(load_settings(**task.settings).state_dir, task.mountpoint, os.getpid())
         _log.info("unmounted %s", task.mountpoint)
 
 
-def _follow(vfs: Vfs, session: KernelSession) -> None:
+class Orders:
+    """What the holder said: whether to serve by now, and what there is to know of the predecessor."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self.resend = False
+        self.since = 0
+
+
+class Followed:
+    """Up to which change of listings the kernel was told to forget."""
+
+    def __init__(self) -> None:
+        self.since = 0
+
+
+def _prepare_aloud(holder: Lines, done: threading.Event) -> None:
+    """A large mount takes long to map; the holder must not take that for death."""
+    while not done.wait(BEAT_S) and holder.send({"event": "preparing"}):
+        pass
+
+
+def _follow(vfs: Vfs, session: KernelSession, followed: Followed) -> None:
     """Move on to listings that somebody refreshed, and make the kernel forget what changed and nothing else."""
-    since = 0
     while True:
         try:
-            since, names, inodes = vfs.follow(since)
+            newest, names, inodes = vfs.follow(followed.since)
             session.invalidate(names, inodes)
-        except RaycacheError as error:  # the master is away, or the mount is ending: readers go on with what they have
+            followed.since = newest  # only now: what was not forgotten must be tried again
+        except Exception as error:  # noqa: BLE001 - the master is away, or the mount is ending; readers go on either way
             _log.info("cannot follow refreshes: %s", error)
         time.sleep(FOLLOW_S)
 
 
-def _beat(holder: Lines, served: Served) -> None:
+def _beat(holder: Lines, served: Served, followed: Followed) -> None:
     """Say often that this process lives, with what it did."""
-    while holder.send({"event": "beat", "counters": {**asdict(served.vfs.counters), **served.calls()}}):
+    while holder.send(
+        {"event": "beat", "counters": {**asdict(served.vfs.counters), **served.calls()}, "followed": followed.since}
+    ):
         time.sleep(BEAT_S)
 
 
-def _obey(holder: Lines, session: KernelSession, told: threading.Event, resend: list[bool]) -> None:
+def _obey(holder: Lines, session: KernelSession, orders: Orders) -> None:
     while not holder.ended:
         for command in holder.receive(wait=True):
             if command["do"] == "serve":
-                resend[0] = command["resend"]
-                told.set()
+                orders.resend, orders.since = command["resend"], command["since"]
+                orders.told.set()
             elif command["do"] == "stop":
                 session.stop()
     # The holder is gone. Whoever serves goes on serving, without a successor; whoever stands by has no use.
-    if not told.is_set():
+    if not orders.told.is_set():
         os._exit(0)
 
 
@@ -220,7 +258,7 @@ def _serve_pyfuse(task: Task, answer: Any) -> None:
         _log.exception("cannot serve %s", task.mountpoint)
         _reply(answer, {"error": f"{type(error).__name__}: {error}; see {task.log}", "kind": "MountError"})
     finally:
-        Shelf(shelf_path(settings.state_dir, task.mountpoint)).clear()
+        Shelf(Path(task.shelf)).clear()
         forget_record(settings.state_dir, task.mountpoint, os.getpid())
 
 
@@ -234,7 +272,9 @@ def _run_pyfuse(task: Task, settings: Settings, answer: Any) -> None:
             "then pip install 'raycache[fuse]'"
         ) from error
     started = process_started(os.getpid()) or 0
-    record = MountRecord(task.mountpoint, task.source, "pyfuse3", os.getpid(), started, task.log)
+    record = MountRecord(
+        task.mountpoint, task.source, "pyfuse3", os.getpid(), started, task.log, namespace=settings.namespace
+    )
 
     def ready() -> None:
         write_record(settings.state_dir, record)

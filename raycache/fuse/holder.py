@@ -21,11 +21,14 @@ import contextlib
 import json
 import logging
 import os
+import select
 import selectors
+import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from raycache.fuse.children import Gateway, Nursery, start_joined
 from raycache.fuse.records import MountRecord, control_path, forget_record, process_started, write_record
 from raycache.fuse.task import Lines, Task
 
+UPGRADE = b"upgrade"
+"""The command that swaps the gateway."""
 BEAT_S = 0.25
 """How often a gateway says that it lives."""
 SILENT_S = 2.0
@@ -48,6 +53,24 @@ READ_AHEAD_KIB = 1024
 _log = logging.getLogger("raycache.holder")
 
 
+class Backoff:
+    """Pauses between attempts, each twice as long as the last, up to a limit."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._pause_s = RETRY_S[0]
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to try."""
+        return time.monotonic() >= self._until
+
+    def failed(self) -> None:
+        """An attempt failed."""
+        self._until = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, RETRY_S[1])
+
+
 class Holder:
     """Keeps one mount."""
 
@@ -58,10 +81,12 @@ class Holder:
         self._gateways: list[Gateway] = []
         self._nursery: Nursery | None = None
         self._restarts = 0
+        self._followed = 0
         self._over = False
         self._told_to_end = False
-        self._retry_at = 0.0
-        self._retry_s = RETRY_S[0]
+        self._can_resend = False
+        self._backoff = {False: Backoff(), True: Backoff()}
+        """Of joined (False) and direct (True) gateways: one kind that cannot start does not hold up the other."""
         self._upgrading: Lines | None = None
         self._record: MountRecord | None = None
         self._notes: tuple[str, ...] = ()
@@ -77,6 +102,7 @@ class Holder:
         try:
             agreed = device.handshake(fd)
             self._task = self._task.but(fd=fd, agreed=agreed.to_json())
+            self._can_resend = agreed.can_resend
             if not agreed.can_resend:
                 self._notes += (
                     "this kernel cannot resend requests (Linux 6.9 can): a gateway that dies ends its mount",
@@ -88,18 +114,19 @@ class Holder:
             with self._listen():
                 self._adopt(start_joined(self._task))
                 while not self._over:
-                    self._turn()
+                    self._turn(fd)
         finally:
             self._end(fd)
 
     def _on_sigterm(self, *_: object) -> None:
         self._over = self._told_to_end = True
 
-    def _turn(self) -> None:
+    def _turn(self, fd: int) -> None:
         for key, _ in self._selector.select(BEAT_S):
-            key.data()
-        self._check_time()
-        self._fill_roles()
+            _survive(key.data)
+        _survive(self._check_time)
+        _survive(self._fill_roles)
+        self._over = self._over or _is_unmounted(fd)
 
     def _adopt(self, gateway: Gateway) -> None:
         self._gateways.append(gateway)
@@ -115,6 +142,7 @@ class Holder:
             elif event == "beat":
                 gateway.counters = message["counters"]
                 if gateway.serving:
+                    self._followed = message["followed"]
                     self._publish(gateway)
             elif event == "ended":
                 gateway.ended = message["why"]
@@ -128,7 +156,7 @@ class Holder:
         gateway.ready = True
         if not gateway.direct:
             self._task = self._task.but(root=message["root"])
-            self._retry_s = RETRY_S[0]
+        self._backoff[gateway.direct] = Backoff()
 
     def _failed(self, message: dict[str, Any]) -> None:
         """A gateway says that it cannot; the first one's reason is the mount's."""
@@ -138,20 +166,21 @@ class Holder:
             self._over = True
 
     def _died(self, gateway: Gateway) -> None:
-        self._heard(gateway)
-        self._selector.unregister(gateway.pidfd)
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(gateway.lines)
+        if gateway not in self._gateways:
+            return
+        _survive(lambda: self._heard(gateway))
         self._gateways.remove(gateway)
+        for key in (gateway.pidfd, gateway.lines):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(key)
         gateway.close()
-        if gateway.serving and gateway.ended == "unmounted":
+        if gateway.serving and (gateway.ended == "unmounted" or not self._can_resend):
             self._over = True
         elif gateway.serving and not gateway.stopping:
             self._restarts += 1
             _log.warning("gateway %d died", gateway.pid)
         elif not gateway.ready:
-            self._retry_at = time.monotonic() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, RETRY_S[1])
+            self._backoff[gateway.direct].failed()
             if self._answer is not None and not self._gateways:
                 self._failed({"error": f"the gateway died while starting; see {self._task.log}", "kind": "MountError"})
 
@@ -170,25 +199,37 @@ class Holder:
             serving.stop()
         if self._answer is not None or not self._can_resend:
             return
-        if joined is None and time.monotonic() >= self._retry_at:
-            self._adopt(start_joined(self._task))
-        if direct is None and self._task.root:
-            self._fork_direct()
+        if joined is None and self._backoff[False].over:
+            self._begin(False, lambda: self._adopt(start_joined(self._task)))
+        if direct is None and self._task.root and self._backoff[True].over:
+            self._begin(True, self._fork_direct)
+
+    def _begin(self, direct: bool, start: Callable[[], None]) -> None:
+        """Start a process, or try again later: memory and descriptors run out, and a directory may be gone."""
+        try:
+            start()
+        except (OSError, MountError) as error:
+            _log.warning("cannot start a gateway for %s: %s", self._task.mountpoint, error)
+            self._backoff[direct].failed()
 
     def _fork_direct(self) -> None:
         if self._nursery is None:
             nursery = self._nursery = Nursery(self._task)
             self._selector.register(nursery, selectors.EVENT_READ, nursery.heard)
-            self._selector.register(nursery.pidfd, selectors.EVENT_READ, self._lose_nursery)
+            self._selector.register(nursery.pidfd, selectors.EVENT_READ, self._nursery_died)
         elif self._nursery.ready:
             # What it says from now on is the answer to a request, which `spawn` waits for.
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._nursery)
             try:
                 self._adopt(self._nursery.spawn(self._task))
-            except MountError as error:
-                _log.warning("%s; starting another", error)
+            except (OSError, MountError):
                 self._lose_nursery()
+                raise
+
+    def _nursery_died(self) -> None:
+        self._backoff[True].failed()
+        self._lose_nursery()
 
     def _lose_nursery(self) -> None:
         nursery, self._nursery = self._nursery, None
@@ -199,7 +240,7 @@ class Holder:
             nursery.close()
 
     def _promote(self, gateway: Gateway) -> None:
-        gateway.serve(resend=self._record is not None)
+        gateway.serve(resend=self._answer is None, since=self._followed)
         self._publish(gateway)
         if self._answer is not None:
             self._reply({"pid": gateway.pid, "holder_pid": os.getpid(), "session": "kernel"})
@@ -210,16 +251,17 @@ class Holder:
 
     def _check_time(self) -> None:
         now = time.monotonic()
-        for gateway in self._gateways:
+        for gateway in list(self._gateways):
+            if process_started(gateway.pid) is None:
+                # A zombie: its pidfd is silent while a thread of it waits in the kernel, perhaps for an answer that
+                # only its successor can give. It will run no more of its code.
+                self._died(gateway)
+                continue
             limit_s = SILENT_S if gateway.serving or gateway.ready else PREPARE_S
-            if now - gateway.heard > limit_s:
+            if now - gateway.heard > limit_s or (gateway.stopping and now - gateway.told_to_stop > SILENT_S):
                 _log.warning("gateway %d was silent for %g s and is replaced", gateway.pid, limit_s)
                 gateway.kill()
-                gateway.heard = now + PREPARE_S  # its end is reported by the pidfd; do not kill it every turn
-
-    @property
-    def _can_resend(self) -> bool:
-        return not self._notes or not any("cannot resend" in note for note in self._notes)
+                gateway.heard = gateway.told_to_stop = now + PREPARE_S  # once is enough
 
     def _publish(self, gateway: Gateway) -> None:
         record = MountRecord(
@@ -234,6 +276,7 @@ class Holder:
             os.getpid(),
             process_started(os.getpid()) or 0,
             self._restarts,
+            str(self._task.settings["namespace"]),
             gateway.direct,
         )
         if record != self._record:
@@ -256,17 +299,13 @@ class Holder:
             try:
                 yield
             finally:
-                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def _command(self, listener: socket.socket) -> None:
         link, _ = listener.accept()
-        try:
-            link.settimeout(1.0)
-            command = json.loads(link.recv(4096) or b"{}")
-        except (OSError, json.JSONDecodeError):
-            link.close()
-            return
-        if command.get("do") == "upgrade":
+        link.settimeout(1.0)
+        if link.recv(4096) == UPGRADE:
             self._upgrading = Lines(link)
             self._lose_nursery()
             for gateway in self._gateways:
@@ -282,16 +321,32 @@ class Holder:
         self._answer = None
 
     def _end(self, fd: int) -> None:
+        # Unmount first: a gateway that waits in the kernel comes free by it.
+        with contextlib.suppress(MountError):
+            if self._record is None or self._told_to_end:  # it never came to be, or is not wanted any more
+                device.unmount(self._task.mountpoint, lazy=True)
         self._lose_nursery()
         for gateway in self._gateways:
             gateway.kill()
             gateway.close()
-        with contextlib.suppress(MountError):
-            if self._record is None or self._told_to_end:  # it never came to be, or is not wanted any more
-                device.unmount(self._task.mountpoint, lazy=True)
         os.close(fd)
+        shutil.rmtree(self._task.shelf, ignore_errors=True)
         if self._record is not None:
             forget_record(self._state_dir, self._task.mountpoint, self._record.gateway_pid)
+
+
+def _survive(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:  # noqa: BLE001 - whatever it is, it must not take the mount along; gateways may be of other versions
+        _log.exception("the holder goes on after")
+
+
+def _is_unmounted(fd: int) -> bool:
+    """Whether the mount of a descriptor has ended, also while nobody reads from it."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def main() -> None:

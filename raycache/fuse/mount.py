@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -26,10 +27,10 @@ from typing import Any
 from raycache import errors
 from raycache.actors.cluster import current
 from raycache.config import Settings, load_settings
-from raycache.core.paths import parse_uri
+from raycache.core.paths import RAYCACHE_SCHEME, parse_uri
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse import device
-from raycache.fuse.holder import READ_AHEAD_KIB
+from raycache.fuse.holder import READ_AHEAD_KIB, UPGRADE
 from raycache.fuse.records import (
     MountRecord,
     all_records,
@@ -51,14 +52,16 @@ UNMOUNT_S = 10.0
 
 
 class Mount:
-    """A mount made or found by this process. As a context manager it is unmounted at the end."""
+    """A mount made or found by this process. As a context manager, one that was made is unmounted at the end."""
 
-    def __init__(self, record: MountRecord, settings: Settings) -> None:
+    def __init__(self, record: MountRecord, settings: Settings, *, made: bool) -> None:
+        """``made``: by us, and so ended by us; else found, and left as it was."""
         self.mountpoint = record.mountpoint
         self.source = record.source
         self.session = record.session
         self.gateway_pid = record.gateway_pid
         self._settings = settings
+        self._made = made
 
     def __enter__(self) -> Mount:
         return self
@@ -66,7 +69,8 @@ class Mount:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.unmount(lazy=True)
+        if self._made:
+            self.unmount(lazy=True)
 
     def __fspath__(self) -> str:
         return self.mountpoint
@@ -104,11 +108,13 @@ def mount(
     uri = parse_uri(source).uri
     there = _existing(target, uri, settings)
     if there is not None:
-        return Mount(there, settings)
+        return Mount(there, settings, made=False)
     _check(target)
     cluster = current(settings)
-    access = capture(OBJECT_SCHEMES.get(parse_uri(uri).scheme, ""), options)
-    if not uri.startswith("raycache://"):
+    if uri.startswith(f"{RAYCACHE_SCHEME}://"):
+        access = _capture(cluster.namespace.locate(uri)[0].source, options)
+    else:
+        access = _capture(uri, options)
         cluster.files.attach(uri, name, access)
     stat = cluster.files.stat(uri)
     if not stat.is_dir:
@@ -118,13 +124,37 @@ def mount(
     settings = settings.model_copy(update={"address": cluster.address})
     owner = (os.getuid(), os.getgid())
     chosen = _choose_session(session)
-    _start(Task(settings.model_dump(mode="json"), uri, target, str(log), owner, allow_other, chosen, access), log)
+    shelf = log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")
+    dumped = settings.model_dump(mode="json")
+    task = Task(dumped, uri, target, str(log), owner, allow_other, chosen, options=access, shelf=str(shelf))
+    try:
+        _start(task, log)
+    except MountError as error:
+        # Several ranks may mount at the same moment; one wins, and the others find what it made.
+        if error.errno == errno.EBUSY and (there := _soon_there(target, uri, settings)) is not None:
+            return Mount(there, settings, made=False)
+        raise
     record = read_record(settings.state_dir, target)
     if record is None:
         raise MountError(f"the gateway of {target} ended at once; see {log}")
     if chosen == "pyfuse3":
         record = _raise_read_ahead(record, settings)
-    return Mount(record, settings)
+    return Mount(record, settings, made=True)
+
+
+def _capture(source: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return capture(OBJECT_SCHEMES.get(parse_uri(source).scheme, ""), options)
+
+
+def _soon_there(target: str, uri: str, settings: Settings) -> MountRecord | None:
+    """The live mount of the same source that another process is just making."""
+    deadline = time.monotonic() + GATEWAY_READY_S
+    while time.monotonic() < deadline and device.find_mount(target) is not None:
+        record = read_record(settings.state_dir, target)
+        if record is not None and record.alive:
+            return record if record.source == uri else None
+        time.sleep(0.1)
+    return None
 
 
 def upgrade(mountpoint: str | os.PathLike[str], settings: Settings | None = None) -> int:
@@ -141,7 +171,7 @@ def upgrade(mountpoint: str | os.PathLike[str], settings: Settings | None = None
         with control_path(settings.state_dir, target) as path, socket.socket(socket.AF_UNIX) as link:
             link.settimeout(GATEWAY_READY_S)
             link.connect(path)
-            link.sendall(b'{"do": "upgrade"}')
+            link.sendall(UPGRADE)
             answer = json.loads(link.recv(4096) or b"{}")
     except OSError as error:
         raise MountError(f"the holder of {target} did not swap its gateway: {error}; see {record.log}") from error
@@ -169,8 +199,9 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False, settings:
 
 
 def unmount_all(settings: Settings) -> list[str]:
-    """End all mounts of this node, lazily; their mount points. A mount that stays would start its cache again."""
-    found = [about["mountpoint"] for about in list_mounts(settings) if about["state"] != "unmounting"]
+    """End this node's mounts of a cache, lazily; their mount points. One that stays would start its cache again."""
+    mounts = (about for about in list_mounts(settings) if about["state"] != "unmounting")
+    found = [about["mountpoint"] for about in mounts if about["namespace"] in ("", settings.namespace)]
     for mountpoint in found:
         unmount(mountpoint, lazy=True, settings=settings)
     return found
@@ -268,12 +299,10 @@ def _start(task: Task, log: Path) -> None:
     try:
         _await_answer(task, log, process)
     except BaseException:  # an interrupt too: what nobody waits for any more must not come to be
-        process.terminate()
+        process.terminate()  # which unmounts what it mounted, and nothing that another process did
         with suppress(subprocess.TimeoutExpired):
             process.wait(UNMOUNT_S)
         process.kill()
-        with suppress(MountError):
-            device.unmount(task.mountpoint, lazy=True)
         raise
     # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
     threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()

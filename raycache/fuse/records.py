@@ -36,6 +36,8 @@ class MountRecord:
     holder_started: int = 0
     restarts: int = 0
     """Gateways that were replaced because they died."""
+    namespace: str = ""
+    """Of the cache that it is a mount of."""
     degraded: bool = False
     """Whether reads go to the source because the cluster is away."""
 
@@ -65,9 +67,14 @@ def process_started(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
+def _boot_id() -> bytes:
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes()
+
+
 def record_path(state_dir: Path, mountpoint: str) -> Path:
     """File of the record of a mount point."""
-    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    # A state directory may be shared by machines, and outlive a reboot: neither makes their mounts ours.
+    digest = hashlib.sha256(_boot_id() + os.fsencode(mountpoint)).hexdigest()[:16]
     return state_dir / "mounts" / f"{digest}.json"
 
 
@@ -84,11 +91,6 @@ def control_path(state_dir: Path, mountpoint: str) -> Iterator[str]:
         yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
         os.close(directory)
-
-
-def shelf_path(state_dir: Path, mountpoint: str) -> Path:
-    """Directory with the manifests that a mount point has used."""
-    return record_path(state_dir, mountpoint).with_suffix(".manifests")
 
 
 def log_path(state_dir: Path, mountpoint: str) -> Path:
@@ -120,6 +122,7 @@ def forget_record(state_dir: Path, mountpoint: str, gateway_pid: int) -> None:
 def all_records(state_dir: Path) -> list[MountRecord]:
     """Records of this node, by mount point."""
     found = (_read(path) for path in (state_dir / "mounts").glob("*.json"))
+    found = (one for one in found if one is not None and record_path(state_dir, one.mountpoint).exists())
     return sorted((record for record in found if record is not None), key=lambda record: record.mountpoint)
 
 

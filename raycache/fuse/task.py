@@ -37,6 +37,8 @@ class Task:
     """Socket to the holder."""
     agreed: dict[str, int] = field(default_factory=dict)
     """What INIT agreed."""
+    shelf: str = ""
+    """Directory for the manifests that this mount uses; this mount's alone."""
     root: dict[str, Any] = field(default_factory=dict)
     """Where the mount's root is, as the first gateway found it: ``root_id``, ``source``, ``attached_ns``."""
 

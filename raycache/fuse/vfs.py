@@ -125,10 +125,16 @@ class Vfs:
         names: list[tuple[int, bytes]] = []
         for old, new in replaced:
             directory = self._directory_ino(new.directory.dir_id)
-            gone = (row for row in old.rows() if new.is_dead(row))
-            came = new.rows(old.row_count)
-            names += [(directory, name) for name in {new.name(row) for rows in (gone, came) for row in rows}]
+            if old is None:
+                changed = set(range(new.row_count))
+            else:
+                changed = {row for row in old.rows() if new.is_dead(row)} | set(new.rows(old.row_count))
+            names += [(directory, name) for name in {new.name(row) for row in changed}]
         return newest, names, [self._directory_ino(new.directory.dir_id) for _, new in replaced]
+
+    def forget(self) -> None:
+        """Hold no listing any more: each is asked for again."""
+        self._namespace.forget()
 
     def _directory_ino(self, dir_id: int) -> int:
         return ROOT_INO if dir_id == self._root_id else dir_id << _ROW_BITS

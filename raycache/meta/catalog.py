@@ -59,8 +59,9 @@ class Catalog:
         try:
             connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
-            # NORMAL loses the last transactions on power loss, never consistency; all of it can be listed again.
-            connection.execute("PRAGMA synchronous = NORMAL")
+            # Commits are rare, and one that is lost with the power would give its directory ids out again, which
+            # kernels on other nodes still remember.
+            connection.execute("PRAGMA synchronous = FULL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

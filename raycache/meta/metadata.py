@@ -70,8 +70,8 @@ class Metadata:
                 return known
             self._probe(location, options)
             dataset = self._catalog.add_dataset(name or self._free_name(location), location.uri, self._now_ns())
-            self._keep_options(dataset.name, options)
             try:
+                self._keep_options(dataset.name, options)
                 self.manifest(dataset.root_id)
             except BaseException:  # nothing half-made: a dataset whose root cannot be listed does not exist
                 self.remove(dataset.name)

@@ -28,7 +28,9 @@ from raycache.ufs.sources import Sources
 FILLS_MAX = 16
 """Blocks filled at once: half a gigabyte of parts on their way at the usual block size."""
 PROBE_BYTES = 64 * 2**20
-PROBES_MAX = 4096
+PROBES_MAX = 1024
+HOLE_S = 5.0
+"""How long a file that was gone is taken for gone without asking the source again."""
 _SEAL = -1
 
 
@@ -48,6 +50,8 @@ class Kept:
     view: memoryview
     holes: tuple[tuple[int, int], ...]
     dataset: str
+    sealed: float
+    """When, on the monotonic clock."""
 
 
 @dataclass
@@ -167,9 +171,14 @@ class BlockStore:
         self._counters.reads += 1
         kept = self._kept.get(request.block_id)
         stop = request.offset + request.length
-        if kept is not None:
-            if any(start < stop and request.offset < end for start, end in kept.holes):
+        if kept is not None and any(start < stop and request.offset < end for start, end in kept.holes):
+            if time.monotonic() - kept.sealed < HOLE_S:
                 return Failed(self._hole_error(request)), None
+            # The file may be back as it was: fetch the block anew.
+            del self._kept[request.block_id]
+            self._reserved_bytes -= len(kept.view)
+            kept = None
+        if kept is not None:
             self._counters.hits += 1
             return (kept if request.whole else kept.view[request.offset : stop]), None
         flight = self._flights.get(request.block_id)
@@ -271,7 +280,7 @@ class BlockStore:
             )
         except RaycacheError as known:
             error = known
-        except Exception as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
+        except BaseException as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
             error = SourceUnavailable(f"{flight.plan.dataset}: {part.path}: {type(unknown).__name__}: {unknown}")
         with self._lock:
             self._counters.ufs_requests += 1
@@ -307,11 +316,13 @@ class BlockStore:
 
     def _seal(self, flight: Flight) -> None:
         kept: Kept | None = None
-        if flight.can_be_kept:
+        with self._lock:
+            holes = flight.holes() if flight.can_be_kept else None
+        if holes is not None:
             try:
                 handle, view = self._memory.put(flight.assemble())
-                kept = Kept(handle, view, flight.holes(), flight.plan.dataset)
-            except Unavailable:
+                kept = Kept(handle, view, holes, flight.plan.dataset, time.monotonic())
+            except BaseException:  # noqa: BLE001 - no room, or no answer: not kept, and this fetcher must live on
                 kept = None
         with self._lock:
             flight.sealing = False

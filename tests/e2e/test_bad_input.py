@@ -90,8 +90,10 @@ def test_mount_points(bucket: str, s3_env: ObjectStoreServer, cache: Any, mountp
 
     assert cli("mount", source, str(mountpoint)).returncode == 0
     one_line(cli("mount", source, str(mountpoint)), 1, "already", "umount")
-    with raycache.mount(source, mountpoint):  # a program that starts again finds its mount and uses it
+    with raycache.mount(source, mountpoint):  # a program that starts again finds its mount, uses it and leaves it
         assert os.listdir(mountpoint) == ["a"]
+    assert os.listdir(mountpoint) == ["a"]
+    assert cli("umount", str(mountpoint)).returncode == 0
     assert device.find_mount(str(mountpoint)) is None
 
 
@@ -146,6 +148,12 @@ def test_wrong_settings_and_options(bucket: str, cache: Any, mountpoint: Path, c
     one_line(cli("start", "--mem", "1MB"), 2, "this cache runs with mem=40%")
     one_line(cli("mount", f"s3://{bucket}", str(mountpoint), "-o", "endpoint"), 2, "KEY=VALUE")
     one_line(cli("mount", f"s3://{bucket}", str(mountpoint), "-o", "colour=red"), 2, "no option colour")
+    done = cli("mount", f"s3://{bucket}", str(mountpoint), "-o", "secret=hidden")
+    one_line(done, 2, "-o secret", "AWS_SECRET_ACCESS_KEY")
+    assert "hidden" not in done.stderr
+    done = cli("mount", "ftp://user:hidden@host/dir", str(mountpoint))
+    one_line(done, 2, "password", "storage option")
+    assert "hidden" not in done.stderr
     nothing_made(cache, mountpoint)
 
 

@@ -140,6 +140,34 @@ def test_a_file_that_changed_since_it_was_listed_is_stale_not_mixed(
         assert (mountpoint / "03").read_bytes() == b"short"
 
 
+RANK = """
+import os, sys, time, raycache
+with raycache.mount(sys.argv[1], sys.argv[2]):
+    print(len(os.listdir(sys.argv[2])), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_ranks_that_mount_at_the_same_moment_share_one_mount(files: str, cache: Any, mountpoint: Path) -> None:
+    command = [sys.executable, "-c", RANK, files, str(mountpoint)]
+    ranks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "20\n"
+        (about,) = raycache.status()["mounts"]
+        assert about["state"] == "served"
+        for rank in ranks:
+            rank.communicate("\n", timeout=30)
+        assert [rank.returncode for rank in ranks] == [0] * 4
+        wait_gone(about["gateway_pid"])
+        assert device.find_mount(str(mountpoint)) is None
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(10)
+
+
 READ_FOR_EVER = """
 import os, random, sys
 root = sys.argv[1]

@@ -1,0 +1,116 @@
+"""One worker's blocks, over a source that does what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raycache.core.values import BlockPlan, Failed, Fetch, Part
+from raycache.errors import Changed, SourceUnavailable
+from raycache.store.blocks import BlockStore
+from raycache.testing.inprocess import PlainMemory
+
+PLAN = BlockPlan(b"block", "data", 300, tuple(Part(f"f{n}", "v", 0, 100 * n, 100) for n in range(3)))
+
+
+class Source:
+    """A stand-in for ``Sources``: bytes that name their file, or what ``fail`` says of a path."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+
+    def call(self, dataset: str, use: Callable[[Any], Any]) -> Any:
+        return use(self)
+
+    def get(self, path: str, start: int, length: int, etag: str) -> bytes:
+        self.asked.append(path)
+        if path in self.fail:
+            raise self.fail[path]
+        return path[-1:].encode() * length
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def store(source: Source) -> Any:
+    store = BlockStore(PlainMemory(), source, 1000, 2)  # type: ignore[arg-type]
+    store.start()
+    yield store
+    store.check()
+    store.stop()
+
+
+def read(store: BlockStore, number: int) -> bytes:
+    (answer,) = store.fetch([Fetch(PLAN.block_id, PLAN.pack(), 100 * number, 100, whole=False)], 10)
+    if isinstance(answer, Failed):
+        raise answer.error
+    return bytes(answer)  # type: ignore[arg-type]
+
+
+def test_a_hole_is_asked_for_again_after_a_while(
+    store: BlockStore, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.fail["f1"] = Changed("f1 was deleted")
+    assert read(store, 0) == b"0" * 100
+    assert read(store, 2) == b"2" * 100
+    assert store.settle(10)
+    assert store.status()["blocks"] == 1
+    asked = len(source.asked)
+    with pytest.raises(Changed):
+        read(store, 1)
+    assert len(source.asked) == asked, "a hole is remembered"
+    del source.fail["f1"]
+    monkeypatch.setattr("raycache.store.blocks.HOLE_S", 0.0)
+    assert read(store, 1) == b"1" * 100, "but not for ever"
+    store.check()
+
+
+def test_a_source_that_fails_in_a_fill_gives_its_reservation_back(store: BlockStore, source: Source) -> None:
+    source.fail["f1"] = SourceUnavailable("away")
+    read(store, 0)
+    read(store, 2)
+    assert store.settle(10)
+    assert store.status()["blocks"] == 0
+    with pytest.raises(SourceUnavailable):
+        read(store, 1)
+    store.check()
+    source.fail.clear()
+    assert [read(store, number) for number in range(3)] == [b"0" * 100, b"1" * 100, b"2" * 100]
+    assert store.settle(10)
+    assert store.status()["blocks"] == 1
+
+
+@pytest.mark.parametrize("where", ["source", "memory"])
+def test_fetchers_outlive_whatever_is_raised(
+    store: BlockStore, source: Source, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """What a Rust extension may raise: no Exception."""
+
+    def put(self: PlainMemory, block: bytearray) -> Any:
+        raise Panic
+
+    with monkeypatch.context() as patch:
+        if where == "memory":
+            patch.setattr(PlainMemory, "put", put)
+        else:
+            source.fail.update({f"f{number}": Panic("panic") for number in range(3)})
+        for _ in range(3):
+            for number in range(3):
+                if where == "memory":
+                    assert len(read(store, number)) == 100
+                else:
+                    with pytest.raises(SourceUnavailable, match="panic"):
+                        read(store, number)
+        assert store.settle(10)
+    source.fail.clear()
+    assert read(store, 0) == b"0" * 100
+    assert read(store, 1) == b"1" * 100
+    assert store.settle(10)
+    store.check()
