@@ -148,13 +148,8 @@ def directories(home: Path, server: ObjectStoreServer, rounds: int) -> Found:
 def put_tiny(server: ObjectStoreServer, bucket: str, keys: list[str]) -> None:
     """Objects of one byte."""
     import obstore
-    from obstore.store import S3Store
 
-    options = server.storage_options
-    store = S3Store(
-        bucket, endpoint=options["endpoint_url"], access_key_id=options["key"], secret_access_key=options["secret"],
-        region="us-east-1", client_options={"allow_http": True},
-    )  # fmt: skip
+    store = server.bucket_store(bucket)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda key: obstore.put(store, key, b"x", use_multipart=False), keys))
 

@@ -43,17 +43,8 @@ def make_files(directory: Path, count: int, size_bytes: int) -> list[str]:
 def upload(server: ObjectStoreServer, bucket: str, directory: Path, prefix: str) -> None:
     """Copy a directory into a bucket."""
     import obstore
-    from obstore.store import S3Store
 
-    options = server.storage_options
-    store = S3Store(
-        bucket,
-        endpoint=options["endpoint_url"],
-        access_key_id=options["key"],
-        secret_access_key=options["secret"],
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
+    store = server.bucket_store(bucket)
 
     def put(path: Path) -> None:
         obstore.put(store, f"{prefix}/{path.name}", path.read_bytes(), use_multipart=False)

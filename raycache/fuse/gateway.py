@@ -77,7 +77,7 @@ def main() -> None:
             serve_kernel(task)
         else:
             _serve_pyfuse(task, answer)
-    except BaseException:
+    except BaseException:  # the exit below would swallow it, and the log would say nothing
         _log.exception("the gateway of %s died", task.mountpoint)
         raise
     finally:

@@ -122,7 +122,7 @@ class Operations(pyfuse3.Operations):
                 return call(wait=False)
             except WouldBlock:
                 return await trio.to_thread.run_sync(call, limiter=self._limiter)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the kernel needs an errno and the log the cause
             self._vfs.counters.errors += 1
             raise pyfuse3.FUSEError(errno_of(error, doing)) from error
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from obstore.store import S3Store
+
 from raycache.errors import RaycacheError, Unavailable
 
 ACCESS_KEY = "raycache-test"
@@ -77,6 +79,18 @@ class ObjectStoreServer:
             raise RaycacheError("the object store server is not running: call start() first")
         return f"http://{_HOST}:{self._ports['s3']}"
 
+    def bucket_store(self, bucket: str) -> S3Store:
+        """obstore's view of a bucket, for many or large objects, where botocore is slow."""
+        options = self.storage_options
+        return S3Store(
+            bucket,
+            endpoint=self.endpoint,
+            access_key_id=options["key"],
+            secret_access_key=options["secret"],
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+
     @property
     def filer(self) -> str:
         """Address of SeaweedFS's filer as its own tools take it, ``host:port.grpc_port``."""
@@ -123,7 +137,7 @@ class ObjectStoreServer:
                     self._end_process(grace_s=0)
                     if attempt == _ATTEMPTS - 1:
                         raise
-        except BaseException:
+        except BaseException:  # an interrupt too must not leave a server running
             self.stop()
             raise
 

@@ -56,15 +56,7 @@ def upload(server: ObjectStoreServer, bucket: str, *, many: int, large_bytes: in
     client.put_object(Bucket=bucket, Key="marker-with-content/file", Body=b"in a marked directory")
     sums = {key: hashlib.sha256(body).hexdigest() for key, body in SMALL.items() if key not in SHADOWED}
     sums["marker-with-content/file"] = hashlib.sha256(b"in a marked directory").hexdigest()
-    options = server.storage_options
-    store = S3Store(
-        bucket,
-        endpoint=options["endpoint_url"],
-        access_key_id=options["key"],
-        secret_access_key=options["secret"],
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
+    store = server.bucket_store(bucket)
     sums |= _put_many(store, many)
     if large_bytes:
         digest = hashlib.sha256()
