@@ -85,12 +85,18 @@ class RemoteMaster:
         try:
             try:
                 return self._try(method, *args)
-            except ActorGone:
-                # `raycache stop` and `start` put another actor under the name.
-                self._handle = ray.get_actor(MASTER, namespace=self._namespace)
+            except ActorGone as gone:
+                self._find_successor(gone)
                 return self._try(method, *args)
-        except (WorkerLost, ValueError) as error:
+        except WorkerLost as error:
             raise ClusterUnavailable(f"{error}; try `raycache start`") from error
+
+    def _find_successor(self, gone: ActorGone) -> None:
+        """`raycache stop` and `start` put another actor under the name."""
+        try:
+            self._handle = ray.get_actor(MASTER, namespace=self._namespace)
+        except ValueError:
+            raise gone from None
 
     def _try(self, method: str, *args: Any) -> Any:
         return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
