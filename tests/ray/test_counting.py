@@ -103,7 +103,7 @@ def test_a_mount_makes_no_call_per_file(
             assert (mountpoint / name).read_bytes() == body(int(name))
         wait_sealed(blocks)
         read_all(mountpoint, names)  # maps every block
-        counters = mount_counters()
+        counters, began = mount_counters(), time.monotonic()
         proxy.reset()
         for _ in range(2):
             Path("/proc/sys/vm/drop_caches").write_text("1")
@@ -112,7 +112,8 @@ def test_a_mount_makes_no_call_per_file(
         assert proxy.counts() == {}
         assert after["reads"] - counters["reads"] >= FILES, "the page cache was dropped, so the gateway was asked"
         assert after["worker_calls"] - counters["worker_calls"] <= 2 * blocks
-        assert after["master_calls"] == counters["master_calls"]
+        # The gateway asks once a second whether anything was refreshed, and nothing besides.
+        assert after["master_calls"] - counters["master_calls"] <= time.monotonic() - began + 2 < FILES
 
 
 def read_all(mountpoint: Path, names: list[str]) -> None:
