@@ -98,12 +98,9 @@ def dataset(name: str, source: str, options: Mapping[str, Any] | None = None) ->
 
     Raises InvalidInput (name or source taken), NotFound, AccessDenied, SourceUnavailable; then nothing was made.
     """
-    from raycache.core.paths import parse_uri
-    from raycache.ufs.credentials import capture
-    from raycache.ufs.registry import OBJECT_SCHEMES
+    from raycache.ufs.registry import capture_access
 
-    family = OBJECT_SCHEMES.get(parse_uri(source).scheme, "")
-    return _files().attach(source, name, capture(family, options))
+    return _files().attach(source, name, capture_access(source, options))
 
 
 def open(

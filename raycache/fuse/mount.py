@@ -41,8 +41,7 @@ from raycache.fuse.records import (
     write_record,
 )
 from raycache.fuse.task import Task
-from raycache.ufs.credentials import capture
-from raycache.ufs.registry import OBJECT_SCHEMES
+from raycache.ufs.registry import capture_access
 
 SESSIONS = ("auto", "kernel", "pyfuse3")
 OLDEST_KERNEL = (5, 4)
@@ -112,9 +111,9 @@ def mount(
     _check(target)
     cluster = current(settings)
     if uri.startswith(f"{RAYCACHE_SCHEME}://"):
-        access = _capture(cluster.namespace.locate(uri)[0].source, options)
+        access = capture_access(cluster.namespace.locate(uri)[0].source, options)
     else:
-        access = _capture(uri, options)
+        access = capture_access(uri, options)
         cluster.files.attach(uri, name, access)
     stat = cluster.files.stat(uri)
     if not stat.is_dir:
@@ -140,10 +139,6 @@ def mount(
     if chosen == "pyfuse3":
         record = _raise_read_ahead(record, settings)
     return Mount(record, settings, made=True)
-
-
-def _capture(source: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    return capture(OBJECT_SCHEMES.get(parse_uri(source).scheme, ""), options)
 
 
 def _soon_there(target: str, uri: str, settings: Settings) -> MountRecord | None:

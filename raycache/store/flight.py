@@ -14,7 +14,6 @@ from raycache.errors import Changed
 
 
 class _Part(Enum):
-    IDLE = auto()
     QUEUED = auto()
     RUNNING = auto()
 
@@ -68,7 +67,7 @@ class Flight:
 
     def begin(self, number: int) -> bool:
         """A fetcher takes a part; False when another one has it or it is here."""
-        if self._states.get(number, _Part.IDLE) is _Part.RUNNING or number in self._data or number in self._errors:
+        if self._states.get(number) is _Part.RUNNING or number in self._data or number in self._errors:
             return False
         self._states[number] = _Part.RUNNING
         return True
@@ -98,10 +97,6 @@ class Flight:
         error = self._errors.get(number)
         if error is not None and not isinstance(error, Changed):
             del self._errors[number]
-
-    def is_here(self, number: int) -> bool:
-        """Whether a part has arrived."""
-        return number in self._data
 
     def is_settled(self, number: int) -> bool:
         """Whether waiting for a part is over: it arrived or failed."""

@@ -9,6 +9,7 @@ from typing import Any
 from raycache.core.paths import RAYCACHE_SCHEME, Location, parse_uri
 from raycache.errors import InvalidInput
 from raycache.ufs.base import Limits, UnderFileSystem
+from raycache.ufs.credentials import capture
 
 OBJECT_SCHEMES = {
     "s3": "s3", "s3a": "s3",
@@ -41,6 +42,14 @@ def open_ufs(source: str, options: Mapping[str, Any] | None = None, limits: Limi
     from raycache.ufs.generic import FsspecUfs
 
     return FsspecUfs(location, dict(options or {}), limits)
+
+
+def capture_access(source: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What reaches ``source``: the user's options over what the environment says of its store. Holds secrets.
+
+    Raises InvalidInput for an option that the store does not take.
+    """
+    return capture(OBJECT_SCHEMES.get(parse_uri(source).scheme, ""), options)
 
 
 def check_scheme(location: Location) -> None:
