@@ -164,6 +164,19 @@ class Manifest:
         """Live rows from ``start`` on, in row order."""
         return (row for row in range(start, self.row_count) if not self.is_dead(row))
 
+    def live_rows(self, start: int, count: int) -> NDArray[np.uint32]:
+        """The first ``count`` live rows from ``start`` on, fewer at the end: uint32, in row order."""
+        dead = np.asarray(self._dead_rows)
+        stop, step = start, count
+        while True:
+            stop = min(self.row_count, stop + step)
+            gone = dead[bisect_left(self._dead_rows, start) : bisect_left(self._dead_rows, stop)]
+            if stop == self.row_count or stop - start - len(gone) >= count:
+                break
+            step *= 2
+        rows = np.arange(start, stop, dtype=np.uint32)
+        return np.delete(rows, gone - np.uint32(start))[:count] if len(gone) else rows[:count]
+
     def path(self, row: int) -> str:
         """Path of a row inside the dataset."""
         return paths.join(self.directory.path, self.name(row).decode("utf-8", "surrogateescape"))

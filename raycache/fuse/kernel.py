@@ -31,15 +31,15 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
-from itertools import chain
+from functools import partial
 
 from raycache.core import paths
 from raycache.core.values import Buffer
 from raycache.errors import MountError, NotFound
-from raycache.fuse import device, wire
+from raycache.fuse import device, dirents, wire
 from raycache.fuse.errno import errno_of
 from raycache.fuse.misses import Limits, Misses
-from raycache.fuse.vfs import Vfs, WouldBlock
+from raycache.fuse.vfs import Entries, Vfs, WouldBlock
 from raycache.fuse.wire import Agreed, Malformed, Op, Request
 
 _log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class KernelSession:
         """
         self._vfs = vfs
         self._fd = fd
+        self._owner = owner
         self._packer = wire.Packer(*owner)
         self._agreed = agreed
         self._stopped = False
@@ -257,17 +258,26 @@ class KernelSession:
         return self._vfs.read(request.nodeid, request.offset, request.size, wait=wait)
 
     def _readdir(self, request: Request, wait: bool) -> Buffer:
-        return self._packer.directory(self._entries(request, wait), request.size)
+        return self._list(request, wait, wire.DIRENT_BYTES, self._packer.directory, dirents.pack_plain)
 
     def _readdirplus(self, request: Request, wait: bool) -> Buffer:
-        return self._packer.directory_plus(self._entries(request, wait), request.size)
+        pack = partial(dirents.pack_plus, owner=self._owner)
+        return self._list(request, wait, wire.DIRENTPLUS_BYTES, self._packer.directory_plus, pack)
 
-    def _entries(self, request: Request, wait: bool) -> Iterable[wire.EntryLike]:
-        ino, at = request.nodeid, request.offset
-        entries = self._vfs.readdir(ino, max(0, at - wire.DOTS), wait=wait)
+    def _list(
+        self,
+        request: Request,
+        wait: bool,
+        head_bytes: int,
+        pack_dots: Callable[[Iterable[wire.EntryLike], int], bytes],
+        pack: Callable[[Entries, int], bytes],
+    ) -> Buffer:
+        ino, at, size = request.nodeid, request.offset, request.size
+        entries = self._vfs.scan(ino, max(0, at - wire.DOTS), size // head_bytes, wait=wait)
         if at >= wire.DOTS:
-            return entries
-        return chain(wire.dot_entries(self._vfs.getattr(ino, wait=wait), at), entries)
+            return pack(entries, size)
+        dots = pack_dots(wire.dot_entries(self._vfs.getattr(ino, wait=wait), at), size)
+        return dots + pack(entries, size - len(dots))
 
     def _statfs(self, request: Request, wait: bool) -> Buffer:
         size_bytes, files = self._vfs.totals()

@@ -119,7 +119,6 @@ class Flag(IntFlag):
 WANTED = (
     Flag.ASYNC_READ
     | Flag.DO_READDIRPLUS
-    | Flag.READDIRPLUS_AUTO
     | Flag.NO_OPEN_SUPPORT
     | Flag.PARALLEL_DIROPS
     | Flag.ABORT_ERROR
@@ -130,8 +129,10 @@ WANTED = (
     | Flag.INIT_EXT
     | Flag.HAS_RESEND
 )
-"""Never WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new, nor
-ASYNC_DIO, with which not even a kill ends the wait of a program for an O_DIRECT read."""
+"""Never READDIRPLUS_AUTO, with which the kernel soon lists names alone: an ``ls -l`` after a ``find`` then asks for
+each file by itself (100,000 files: 3.7 s in place of 0.5), as does the ``open`` of each file in the first epoch. Never
+WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new, nor ASYNC_DIO,
+with which not even a kill ends the wait of a program for an O_DIRECT read."""
 NEEDED = Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT
 
 _ATTR = "QQQqqq10I"
@@ -151,15 +152,18 @@ _STATFS_OUT = Struct("=5Q3I28x")
 _INVAL_INODE_OUT = Struct("=Qqq")
 _INVAL_ENTRY_OUT = Struct("=QII")
 
+DIRENT_BYTES = _DIRENT.size
+"""What an entry of a listing takes at least, without its name."""
+DIRENTPLUS_BYTES = _DIRENTPLUS.size
 IN_HEADER_BYTES = _IN_HEADER.size
 OUT_HEADER_BYTES = _OUT_HEADER.size
 NEGATIVE_ENTRY = _ENTRY_OUT.pack(0, 0, LIFETIME_S, 0, 0, 0, *(0,) * 16)
 """LOOKUP's answer for a name that is certainly not there: the kernel remembers that, too."""
 
-_FILE_MODE = stat.S_IFREG | 0o444
-_DIRECTORY_MODE = stat.S_IFDIR | 0o555
-_FILE_TYPE = stat.S_IFREG >> 12
-_DIRECTORY_TYPE = stat.S_IFDIR >> 12
+FILE_MODE = stat.S_IFREG | 0o444
+DIRECTORY_MODE = stat.S_IFDIR | 0o555
+FILE_TYPE = stat.S_IFREG >> 12
+DIRECTORY_TYPE = stat.S_IFDIR >> 12
 _PADDING = tuple(bytes(-length % 8) for length in range(8))
 _SECOND_NS = 10**9
 
@@ -372,7 +376,7 @@ class Packer:
 
     def _fields(self, attr: AttrLike) -> tuple[int, ...]:
         second, nsec = divmod(attr.mtime_ns, _SECOND_NS)
-        mode, nlink = (_DIRECTORY_MODE, 2) if attr.is_dir else (_FILE_MODE, 1)
+        mode, nlink = (DIRECTORY_MODE, 2) if attr.is_dir else (FILE_MODE, 1)
         size = attr.size
         return (
             attr.ino, size, (size + 511) // 512, second, second, second, nsec, nsec, nsec,
@@ -400,7 +404,7 @@ class Packer:
         ino, length = attr.ino, len(name)
         # No node behind "." and "..": the kernel knows them, and would count a lookup that it never forgets.
         nodeid = ino if following > 0 else 0
-        kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
+        kind = DIRECTORY_TYPE if attr.is_dir else FILE_TYPE
         head = _DIRENTPLUS.pack(
             nodeid, 0, LIFETIME_S, LIFETIME_S, 0, 0, *self._fields(attr), ino, following + DOTS, length, kind
         )
@@ -419,7 +423,7 @@ def dot_entries(here: AttrLike, at: int) -> list[EntryLike]:
 def _dirent(entry: EntryLike) -> bytes:
     name, attr, following = entry
     length = len(name)
-    kind = _DIRECTORY_TYPE if attr.is_dir else _FILE_TYPE
+    kind = DIRECTORY_TYPE if attr.is_dir else FILE_TYPE
     return _DIRENT.pack(attr.ino, following + DOTS, length, kind) + name + _PADDING[length % 8]
 
 

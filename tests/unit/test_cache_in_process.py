@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raycache.client.namespace import Namespace
 from raycache.core.values import Stat
 from raycache.errors import Changed, InvalidInput, IsADirectory, NotADirectory, NotFound, ReadOnly
-from raycache.fuse.vfs import ROOT_INO, Vfs, WouldBlock
+from raycache.fuse.vfs import ROOT_INO, Attr, Vfs, WouldBlock
 from raycache.testing.inprocess import InProcessCache
 
 
@@ -205,6 +205,12 @@ def test_the_vfs_answers_from_memory_or_says_that_it_would_wait(source: Path) ->
         assert (b"57.bin", file) in names
         middle = list(vfs.readdir(a.ino))[9].next_offset
         assert [entry.name for entry in vfs.readdir(a.ino, middle)] == [name for name, _ in names][10:]
+        for offset in (0, middle, 10**6):
+            entries = vfs.scan(a.ino, offset, 17)
+            columns = zip(entries.ino, entries.is_dir, entries.size, entries.mtime_ns, strict=True)
+            assert [Attr(*(each.item() for each in row)) for row in columns] == [
+                entry.attr for entry in list(vfs.readdir(a.ino, offset))[:17]
+            ]
         with pytest.raises(NotFound):
             vfs.lookup(a.ino, b"none")
         with pytest.raises(NotADirectory):

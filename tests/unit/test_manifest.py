@@ -221,3 +221,10 @@ def test_truncated_buffer(compression):
     for length in range(len(whole) - 8):
         with pytest.raises(InvalidInput, match="not a manifest"):
             Manifest.from_buffer(whole[:length])
+
+
+@given(st.sets(st.integers(0, 199)), st.integers(0, 200), st.integers(1, 50))
+def test_live_rows_are_those_that_no_tombstone_covers(gone, start, count):
+    entries = [Entry(b"%03d" % number, False, 1, 1, "") for number in range(200)]
+    new = appended(built(entries), [entry for row, entry in enumerate(entries) if row not in gone])
+    assert list(new.live_rows(start, count)) == list(new.rows(start))[:count]

@@ -24,13 +24,14 @@ from raycache.core.listing import LISTING_SCHEMA, build, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Worker
 from raycache.errors import NotFound, WorkerLost
-from raycache.fuse import wire
+from raycache.fuse import dirents, wire
 from raycache.fuse.errno import errno_of
 from raycache.fuse.kernel import KernelSession
 from raycache.fuse.misses import Limits
-from raycache.fuse.vfs import Attr, Vfs
+from raycache.fuse.vfs import Attr, Entries, Vfs
 from raycache.fuse.wire import Flag, Malformed, Op
 
+times = st.integers(-(2**63), 2**63 - 1)
 AGREED = wire.Agreed(minor=40, flags=int(wire.WANTED), max_write=4096, max_pages=256)
 SILENT = {Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT}
 FILES = {b"a": b"alpha", b"b": b"", b"c" * 255: b"x" * 10_000}
@@ -196,6 +197,28 @@ def test_directories_are_cut_at_whole_aligned_entries(names: list[bytes], size: 
     ]
     if len(seen) < len(entries):
         assert len(packed) + head + 24 + (len(entries[len(seen)][0]) + 7) // 8 * 8 > size
+
+
+@given(st.data(), st.integers(0, 9000))
+def test_columns_are_packed_as_single_entries_are(data: st.DataObject, size: int) -> None:
+    names = data.draw(st.lists(st.binary(min_size=1, max_size=255), max_size=40))
+    number = st.integers(0, 2**63)
+    attrs = [Attr(data.draw(number), data.draw(st.booleans()), data.draw(number), data.draw(times)) for _ in names]
+    lengths = np.array([len(name) for name in names], np.int64)
+    entries = Entries(
+        ino=np.array([attr.ino for attr in attrs], np.uint64),
+        is_dir=np.array([attr.is_dir for attr in attrs], bool),
+        size=np.array([attr.size for attr in attrs], np.uint64),
+        mtime_ns=np.array([attr.mtime_ns for attr in attrs], np.int64),
+        next_offset=np.arange(1, len(names) + 1, dtype=np.uint64),
+        name_at=1 + np.cumsum(lengths) - lengths,
+        name_length=lengths,
+        names=np.frombuffer(b"?" + b"".join(names), np.uint8),
+    )
+    one_by_one = [(name, attr, at + 1) for at, (name, attr) in enumerate(zip(names, attrs, strict=True))]
+    packer = wire.Packer(1000, 100)
+    assert dirents.pack_plain(entries, size) == packer.directory(one_by_one, size)
+    assert dirents.pack_plus(entries, size, (1000, 100)) == packer.directory_plus(one_by_one, size)
 
 
 def test_the_dots_come_first_and_are_no_lookups() -> None:
