@@ -111,18 +111,33 @@ def stop(address: Address = None) -> None:
 
 @app.command()
 def mount(
-    source: Annotated[str, typer.Argument(help="What to show: s3://bucket/prefix, a directory, raycache://name ...")],
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="An empty directory.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="What to show: s3://bucket/prefix, a directory, raycache://name ...")
+    ] = "",
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An empty directory.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the dataset; made from the source otherwise.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Storage option KEY=VALUE, repeatable.")] = None,
     allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
     session: Annotated[str, typer.Option(help="kernel (the default on Linux 5.4 and newer) or pyfuse3.")] = "auto",
+    upgrade: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Nothing new: swap the gateway of this mount for the code installed now."),
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a source read-only in a directory, through the cache."""
     from raycache.fuse import mount as mounts
 
+    if upgrade is not None:
+        if source:
+            raise InvalidInput(
+                f"--upgrade {upgrade} swaps the gateway of a mount that is there; give no source with it"
+            )
+        _upgrade(upgrade, as_json)
+        return
+    if not source or not directory:
+        raise InvalidInput("give SOURCE and DIR, as in: raycache mount s3://bucket/train /mnt/train")
     settings = _settings(address)
     options = dict(_key_value(text) for text in option or [])
     mounts.check_free(directory, settings)
@@ -135,12 +150,10 @@ def mount(
         _out.print(f"{made.source} is at {made.mountpoint}", markup=False)
 
 
-@app.command()
-def upgrade(directory: Annotated[str, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
-    """Swap the gateway of a mount for one with the code that is installed now, under its readers."""
-    from raycache.fuse.mount import upgrade as swap
+def _upgrade(directory: str, as_json: bool) -> None:
+    from raycache.fuse.mount import upgrade
 
-    pid = swap(directory)
+    pid = upgrade(directory)
     if as_json:
         _print_json({"mountpoint": directory, "gateway_pid": pid})
     else:

@@ -125,7 +125,7 @@ def test_an_upgrade_swaps_the_gateway_under_its_readers(
 ) -> None:
     with raycache.mount(files[0], mountpoint, session="kernel") as mount:
         with verified_readers(mountpoint, files[1]) as reports:
-            done = cli("upgrade", str(mountpoint), "--json")
+            done = cli("mount", "--upgrade", str(mountpoint), "--json")
             assert done.returncode == 0, done.stderr
             drop_page_cache()
             time.sleep(0.5)
