@@ -22,6 +22,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
+from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
@@ -55,7 +56,7 @@ class RemoteMaster:
         for _ in range(3):
             (ref,) = self._call("manifest", dir_id, at_least)
             try:
-                return Manifest.from_buffer(get_views([ref], self._timeout_s, "the raycache master")[0])
+                return archive.from_bytes(get_views([ref], self._timeout_s, "the raycache master")[0])
             except WorkerLost:
                 continue  # the master died between answering and our mapping; its successor publishes it again
         raise ClusterUnavailable("the raycache master keeps dying; see its log under the Ray session's logs")

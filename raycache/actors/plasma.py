@@ -12,6 +12,7 @@ import ray
 from ray import exceptions as rx
 from ray.experimental import internal_kv
 
+from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.errors import Unavailable
 
@@ -58,7 +59,7 @@ class PublishedManifests:
 
     def publish(self, manifest: Manifest) -> Any:
         """Put a manifest and remember it."""
-        buffer = manifest.to_buffer()
+        buffer = archive.to_mapped(manifest)
         ref = put(buffer)
         about = manifest.directory
         with self._lock:

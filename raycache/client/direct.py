@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from raycache.client.protocols import MasterApi
+from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetched, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, WorkerLost
@@ -38,13 +39,13 @@ class Shelf:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._path(manifest.directory.dir_id)
         aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.new")
-        aside.write_bytes(memoryview(manifest.to_buffer()))
+        aside.write_bytes(memoryview(archive.to_mapped(manifest)))
         os.replace(aside, path)
 
     def load(self, dir_id: int) -> Manifest | None:
         """A saved manifest, or None when there is none or it is damaged."""
         try:
-            return Manifest.from_buffer(pa.memory_map(str(self._path(dir_id))).read_buffer())
+            return archive.from_bytes(pa.memory_map(str(self._path(dir_id))).read_buffer())
         except (OSError, InvalidInput):
             return None
 

@@ -1,13 +1,14 @@
 """Manifest: one listed directory as an immutable columnar table, mapped by every process that reads it.
 
-Responsible for: rows (one per entry), lookup by name, which block holds which bytes of a row, block ids.
-Not responsible for: where a manifest comes from or is kept.
+Responsible for: rows (one per entry), lookup by name, which block holds which bytes of a row, block ids, what a
+directory was at an earlier version. Not responsible for: how values are packed (``columns``), how a manifest becomes
+bytes (``archive``), or where it comes from and is kept.
 
 Invariants
 * A row, once published, never moves and never changes. A newer version of the directory only appends rows and
   tombstones old ones, so a row number is valid in every later version, and so is a block number.
 * ``ends`` is the running total of the row sizes: size and position of a row in one column (see ``layout``).
-* ``hashes`` is sorted and ``slots[i]`` is the row of ``hashes[i]``; names are compared, so that equal hashes are fine.
+* Names that the index offers are compared, so that equal hashes are fine.
 * Nothing holds a Python object per file: columns are buffers, and a scalar is made when it is asked for.
 
 Threading: immutable; the lazily computed block ids may be computed twice, with the same result.
@@ -16,8 +17,8 @@ Threading: immutable; the lazily computed block ids may be computed twice, with 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,26 +27,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from raycache.core import paths
+from raycache.core.columns import Etags, Index, Names, Times, Wanted, binary_views
 from raycache.core.values import BlockPlan, Part
-from raycache.errors import InvalidInput
 
-FORMAT = "1"
 PART_BYTES = 4 * 2**20
 """Longest request to an under file system: large files are fetched as concurrent ranges of this size."""
-
-_COLUMNS = {
-    "names": pa.binary(),
-    "ends": pa.uint64(),
-    "mtimes_ns": pa.int64(),
-    "etags": pa.binary(),
-    "dir_rows": pa.uint32(),
-    "dir_ids": pa.uint64(),
-    "dead_rows": pa.uint32(),
-    "cuts": pa.uint64(),
-    "hashes": pa.uint32(),
-    "slots": pa.uint32(),
-}
-_SCHEMA = pa.schema([(name, pa.large_list(kind)) for name, kind in _COLUMNS.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +49,8 @@ class Directory:
     block_bytes: int
     hidden: int = 0
     """Entries of the source that a file system cannot show: shadowed by a directory, or with an impossible name."""
+    changes: tuple[int, ...] = ()
+    """The catalog's change number of each version from the second on; the catalog knows it and puts it in."""
 
 
 class Piece(NamedTuple):
@@ -73,32 +61,77 @@ class Piece(NamedTuple):
     length: int
 
 
-class Manifest:
-    """One version of one directory. Made by ``listing.build`` and ``listing.append``, or mapped by ``from_buffer``."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a manifest is made of: packed columns, and arrays of numbers."""
 
-    def __init__(self, directory: Directory, columns: dict[str, Any]) -> None:
+    names: Names
+    times: Times
+    etags: Etags
+    index: Index
+    ends: NDArray[np.uint64]
+    """Running total of the sizes: rows + 1."""
+    cuts: NDArray[np.uint64]
+    """See ``layout``."""
+    dir_rows: NDArray[np.uint32]
+    """Rows that are directories, ascending."""
+    dir_ids: NDArray[np.uint64]
+    """Their ids, alongside."""
+    dead_rows: NDArray[np.uint32]
+    """Tombstones, ascending."""
+    dead_at: NDArray[np.uint32]
+    """Alongside: the version in which each went."""
+    version_rows: NDArray[np.uint64]
+    """Rows that each version had, from version 1 on."""
+
+
+class Manifest:
+    """One version of one directory. Made by ``listing.build`` and ``listing.append``, or by ``archive``."""
+
+    def __init__(self, directory: Directory, columns: Columns) -> None:
         self.directory = directory
-        self._columns = columns
-        self._name_at, self._name_bytes = binary_views(columns["names"])
-        self._etag_at, self._etag_bytes = binary_views(columns["etags"])
-        self._ends = numbers(columns["ends"]).data
-        self._mtimes_ns = numbers(columns["mtimes_ns"]).data
-        self._dir_rows = numbers(columns["dir_rows"]).data
-        self._dir_ids = numbers(columns["dir_ids"]).data
-        self._dead_rows = numbers(columns["dead_rows"]).data
-        self._cuts = numbers(columns["cuts"]).data
-        self._hashes = numbers(columns["hashes"]).data
-        self._slots = numbers(columns["slots"]).data
+        self.columns = columns
+        self.row_count = int(columns.version_rows[-1])
+        """Rows, tombstones included: row numbers go up to this."""
+        self._ends = columns.ends.data
+        self._dir_rows = columns.dir_rows.data
+        self._dir_ids = columns.dir_ids.data
+        self._dead_rows = columns.dead_rows.data
+        self._cuts = columns.cuts.data
         self._block_ids: dict[int, bytes] = {}
 
-    def column(self, name: str) -> Any:
-        """A whole column as an Arrow array, for work on all rows at once."""
-        return self._columns[name]
+    def as_of(self, change: int) -> Manifest:
+        """The directory as it was after the catalog's change number ``change``: row for row what a manifest of then
+        said. One that was first listed later is shown as it was first listed."""
+        version = 1 + bisect_right(self.directory.changes, change)
+        if version >= self.directory.version:
+            return self
+        now = self.columns
+        rows = int(now.version_rows[version - 1])
+        dirs, dead = bisect_left(self._dir_rows, rows), now.dead_at <= version
+        then = replace(
+            now,
+            ends=now.ends[: rows + 1],
+            cuts=now.cuts[: bisect_left(self._cuts, self._ends[rows]) + 1],
+            dir_rows=now.dir_rows[:dirs],
+            dir_ids=now.dir_ids[:dirs],
+            dead_rows=now.dead_rows[dead],
+            dead_at=now.dead_at[dead],
+            version_rows=now.version_rows[:version],
+        )
+        changes = self.directory.changes[: version - 1]
+        return Manifest(replace(self.directory, version=version, changes=changes), then)
 
-    @property
-    def row_count(self) -> int:
-        """Rows, tombstones included: row numbers go up to this."""
-        return len(self._name_at) - 1
+    def column(self, name: str) -> Any:
+        """A whole column as an Arrow array, for work on all rows at once: ``names`` and ``etags`` (packed), binary;
+        ``mtimes_ns``, int64; or one of the arrays of ``Columns``."""
+        if name == "names":
+            return self.columns.names.slice(0, self.row_count)
+        if name == "etags":
+            return self.columns.etags.slice(0, self.row_count)
+        if name == "mtimes_ns":
+            return pa.array(self.columns.times.slice(0, self.row_count))
+        return pa.array(getattr(self.columns, name))
 
     @property
     def live_count(self) -> int:
@@ -108,7 +141,7 @@ class Manifest:
     @property
     def file_count(self) -> int:
         """Live entries that are files."""
-        return self.row_count - len(self._dead_rows) - sum(1 for row in self._dir_rows if not self.is_dead(row))
+        return self.live_count - len(np.setdiff1d(self.columns.dir_rows, self.columns.dead_rows, assume_unique=True))
 
     @property
     def block_count(self) -> int:
@@ -122,19 +155,24 @@ class Manifest:
 
     def find(self, name: bytes) -> int | None:
         """Row of the live entry called ``name``, or None."""
-        wanted = name_hash(name)
-        at = bisect_left(self._hashes, wanted)
-        while at < len(self._hashes) and self._hashes[at] == wanted:
-            row = self._slots[at]
+        for row in self.columns.index.candidates(name):
             # A name that came back has tombstones under the same hash.
-            if self.name(row) == name and not self.is_dead(row):
+            if row < self.row_count and self.columns.names[row] == name and not self.is_dead(row):
                 return row
-            at += 1
         return None
+
+    def find_many(self, names: Sequence[bytes]) -> NDArray[np.int64]:
+        """Row of the live entry of each name, -1 where there is none."""
+        is_gone = None
+        if len(self._dead_rows) or self.row_count < len(self.columns.names):
+            is_gone = np.zeros(len(self.columns.names), bool)
+            is_gone[self.columns.dead_rows] = True
+            is_gone[self.row_count :] = True
+        return self.columns.index.first_match(self.columns.names, Wanted(names), is_gone)
 
     def name(self, row: int) -> bytes:
         """Name of a row."""
-        return bytes(self._name_bytes[self._name_at[row] : self._name_at[row + 1]])
+        return self.columns.names[row]
 
     def size(self, row: int) -> int:
         """Bytes of a row; 0 for a directory."""
@@ -142,11 +180,11 @@ class Manifest:
 
     def mtime_ns(self, row: int) -> int:
         """Modification time, nanoseconds since 1970; 0 where the source keeps none."""
-        return self._mtimes_ns[row]
+        return self.columns.times[row]
 
     def etag(self, row: int) -> str:
         """Version of a row in the under file system, or ``""``."""
-        return _etag_text(bytes(self._etag_bytes[self._etag_at[row] : self._etag_at[row + 1]]))
+        return self.columns.etags[row]
 
     def child_id(self, row: int) -> int | None:
         """Directory id of a row that is a directory, else None."""
@@ -166,7 +204,7 @@ class Manifest:
 
     def live_rows(self, start: int, count: int) -> NDArray[np.uint32]:
         """The first ``count`` live rows from ``start`` on, fewer at the end: uint32, in row order."""
-        dead = np.asarray(self._dead_rows)
+        dead = self.columns.dead_rows
         stop, step = start, count
         while True:
             stop = min(self.row_count, stop + step)
@@ -237,107 +275,18 @@ class Manifest:
     def _digest(self, block: int) -> bytes:
         rows = self._block_rows(block)
         first, last = rows.start, rows.stop
-        sizes = np.diff(np.asarray(self._ends[first : last + 1]))
+        sizes = np.diff(self.columns.ends[first : last + 1])
         # Directories and empty files that lie between have no part in the bytes, nor then in their name.
         filled = sizes > 0
         about = f"{self._cuts[block] - self._ends[first]} {self.block_size(block)} {np.count_nonzero(filled)}\0"
         digest = xxhash.xxh3_128(f"{self.directory.source}/{self.directory.path}\0".encode(errors="surrogateescape"))
         digest.update(about.encode())
         digest.update(sizes[filled].tobytes())
-        for name in ("names", "etags"):
-            at, data = binary_views(self._columns[name].slice(first, last - first).filter(pa.array(filled)))
+        for column in (self.columns.names.slice(first, last), self.columns.etags.slice(first, last)):
+            at, data = binary_views(column.filter(pa.array(filled)))
             lengths = np.diff(np.asarray(at))
             digest.update(lengths.tobytes())
             digest.update(data[at[0] : at[-1]])
         unversioned = lengths == 0  # of the etags, which came last
-        digest.update(np.asarray(self._mtimes_ns[first:last])[filled][unversioned].tobytes())
+        digest.update(self.columns.times.slice(first, last)[filled][unversioned].tobytes())
         return digest.digest()
-
-    def to_buffer(self, compression: str | None = None) -> pa.Buffer:
-        """The manifest as an Arrow IPC stream of one row; ``compression="zstd"`` for the disk, None to be mapped."""
-        arrays = [
-            pa.LargeListArray.from_arrays([0, len(column)], column)
-            for column in (self._columns[name] for name in _COLUMNS)
-        ]
-        about = self.directory
-        meta = {
-            "format": FORMAT,
-            "dir_id": str(about.dir_id),
-            "dataset": about.dataset,
-            "source": about.source.encode("utf-8", "surrogateescape"),
-            "path": about.path.encode("utf-8", "surrogateescape"),
-            "version": str(about.version),
-            "listed_ns": str(about.listed_ns),
-            "block_bytes": str(about.block_bytes),
-            "hidden": str(about.hidden),
-        }
-        batch = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA.with_metadata(meta))
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
-            writer.write_batch(batch)
-        return sink.getvalue()
-
-    @staticmethod
-    def from_buffer(buffer: Any) -> Manifest:
-        """A manifest over ``buffer``, without copying an uncompressed one.
-
-        Raises InvalidInput when the buffer is no manifest, or one of another format.
-        """
-        try:
-            with pa.ipc.open_stream(pa.py_buffer(buffer)) as reader:
-                meta = {key.decode(): value for key, value in (reader.schema.metadata or {}).items()}
-                if meta["format"].decode() != FORMAT:
-                    raise InvalidInput(f"manifest of format {meta['format'].decode()}; this raycache reads {FORMAT}")
-                if not reader.schema.equals(_SCHEMA):
-                    raise InvalidInput("not a manifest: its columns are others")
-                batch = reader.read_next_batch()
-            batch.validate()
-            columns = {name: batch.column(name)[0].values for name in _COLUMNS}
-            directory = Directory(
-                dir_id=int(meta["dir_id"]),
-                dataset=meta["dataset"].decode(),
-                source=meta["source"].decode("utf-8", "surrogateescape"),
-                path=meta["path"].decode("utf-8", "surrogateescape"),
-                version=int(meta["version"]),
-                listed_ns=int(meta["listed_ns"]),
-                block_bytes=int(meta["block_bytes"]),
-                hidden=int(meta["hidden"]),
-            )
-        except InvalidInput:
-            raise
-        # What Arrow raises depends on where a buffer ends too early or is damaged.
-        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, StopIteration) as error:
-            raise InvalidInput(f"not a manifest: {error}") from error
-        rows = len(columns["names"])
-        lengths = {name: len(column) for name, column in columns.items()}
-        per_row = {lengths["ends"] - 1, *(lengths[name] for name in ("mtimes_ns", "etags", "hashes", "slots"))}
-        if per_row != {rows} or lengths["dir_rows"] != lengths["dir_ids"] or not lengths["cuts"]:
-            raise InvalidInput("not a manifest: its columns differ in length")
-        return Manifest(directory, columns)
-
-
-def name_hash(name: bytes) -> int:
-    """32-bit hash under which a name is filed."""
-    return xxhash.xxh3_64_intdigest(name) >> 32
-
-
-def numbers(column: Any) -> NDArray[Any]:
-    """A column of numbers, without a copy."""
-    values: NDArray[Any] = column.to_numpy(zero_copy_only=True)
-    return values
-
-
-def binary_views(column: Any) -> tuple[memoryview, memoryview]:
-    """Offsets (int32, length + 1) and bytes of a binary column."""
-    _, offsets, data = column.buffers()
-    if offsets is None or not len(column):
-        return np.zeros(1, np.int32).data, memoryview(b"")
-    at = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    return at.data, memoryview(b"" if data is None else data)
-
-
-def _etag_text(packed: bytes) -> str:
-    if len(packed) == 16:
-        return f'"{packed.hex()}"'
-    return packed.removeprefix(b"\0").decode()

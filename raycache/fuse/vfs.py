@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from raycache.client.namespace import Namespace, WouldBlock
 from raycache.client.reader import Reader
 from raycache.core import paths
-from raycache.core.manifest import Manifest, binary_views, numbers
+from raycache.core.columns import binary_views
+from raycache.core.manifest import Manifest
 from raycache.core.values import Buffer
 from raycache.errors import IsADirectory, NotADirectory, NotFound
 
@@ -118,26 +119,28 @@ class Vfs:
         """The same in columns, ``count`` entries at most. Raises as ``readdir``."""
         manifest = self._manifest(ino, wait)
         rows = manifest.live_rows(min(offset, manifest.row_count), count)
-        dir_rows, dir_ids = (numbers(manifest.column(name)) for name in ("dir_rows", "dir_ids"))
-        at = np.searchsorted(dir_rows, rows)
-        at[at == len(dir_rows)] = 0
-        is_dir = dir_rows[at] == rows if len(dir_rows) else np.zeros(len(rows), bool)
+        columns = manifest.columns
+        at = np.searchsorted(columns.dir_rows, rows)
+        at[at == len(columns.dir_rows)] = 0
+        is_dir = columns.dir_rows[at] == rows if len(columns.dir_rows) else np.zeros(len(rows), bool)
         wide = rows.astype(np.uint64)
         ino_column = np.uint64(manifest.directory.dir_id << _ROW_BITS) | (wide + np.uint64(1))
-        ino_column[is_dir] = dir_ids[at[is_dir]] << np.uint64(_ROW_BITS)
-        ends = numbers(manifest.column("ends"))
-        mtime_ns = numbers(manifest.column("mtimes_ns"))[rows]
+        ino_column[is_dir] = columns.dir_ids[at[is_dir]] << np.uint64(_ROW_BITS)
+        # All rows from the first to the last, tombstones too: seldom many more than are asked for.
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        picked = rows.astype(np.int64) - first
+        mtime_ns = columns.times.slice(first, last)[picked]
         mtime_ns[is_dir | (mtime_ns == 0)] = self._mtime_ns
-        name_ends, names = binary_views(manifest.column("names"))
-        name_at = np.asarray(name_ends)[rows].astype(np.int64)
+        name_ends, names = binary_views(columns.names.slice(first, last))
+        name_at = np.asarray(name_ends).astype(np.int64)
         return Entries(
             ino=ino_column,
             is_dir=is_dir,
-            size=np.where(is_dir, np.uint64(_DIRECTORY_BYTES), ends[rows + np.uint32(1)] - ends[rows]),
+            size=np.where(is_dir, np.uint64(_DIRECTORY_BYTES), np.diff(columns.ends[first : last + 1])[picked]),
             mtime_ns=mtime_ns,
             next_offset=wide + np.uint64(1),
-            name_at=name_at,
-            name_length=np.asarray(name_ends)[rows + np.uint32(1)] - name_at,
+            name_at=name_at[picked],
+            name_length=np.diff(name_at)[picked],
             names=np.frombuffer(names, np.uint8),
         )
 

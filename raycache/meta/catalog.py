@@ -10,8 +10,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from raycache.core import archive
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import Buffer, Dataset
 from raycache.errors import InvalidInput, NotFound
@@ -37,7 +41,8 @@ CREATE TABLE manifests (
     dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
     version INTEGER NOT NULL,             -- from 1, +1 with each refresh that found a change
     body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
-    changed INTEGER NOT NULL              -- 0 for a first version, else higher than any before it
+    changed INTEGER NOT NULL,             -- 0 for a first version, else higher than any before it
+    changes BLOB NOT NULL                 -- int64 of each version from the second on: what ``changed`` was then
 );
 CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
 """
@@ -145,16 +150,22 @@ class Catalog:
     def manifest(self, dir_id: int) -> Manifest | None:
         """The stored manifest of a directory, or None when it was never listed."""
         with self._transaction() as db:
-            row = db.execute("SELECT body FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
-        return Manifest.from_buffer(row[0]) if row else None
+            row = db.execute("SELECT body, changes FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
+        if row is None:
+            return None
+        found = archive.from_bytes(row[0])
+        changes = tuple(np.frombuffer(row[1], np.int64).tolist())
+        return Manifest(replace(found.directory, changes=changes), found.columns)
 
     def save_manifest(self, about: Directory, body: Buffer) -> None:
         """Store a version of a directory, replacing the one before. A later version is a change: see ``changes``."""
         with self._transaction() as db:
             (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
             changed = last + 1 if about.version > 1 else 0
+            changes = np.array([*about.changes, changed] if changed else [], np.int64).tobytes()
             db.execute(
-                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", (about.dir_id, about.version, body, changed)
+                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?)",
+                (about.dir_id, about.version, body, changed, changes),
             )
 
     def changes(self, since: int) -> tuple[int, list[int]]:

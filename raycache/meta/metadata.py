@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from raycache.core import paths
+from raycache.core import archive, paths
 from raycache.core.listing import append, build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import Dataset
@@ -134,7 +134,7 @@ class Metadata:
             manifest = append(old, listing, dir_ids, self._now_ns(), hidden)
             if (manifest.row_count, manifest.live_count) == (old.row_count, old.live_count):
                 return old
-        self._catalog.save_manifest(manifest.directory, memoryview(manifest.to_buffer("zstd")))
+        self._catalog.save_manifest(manifest.directory, memoryview(archive.to_kept(manifest)))
         return manifest
 
     def _covering(self, uri: str, name: str | None) -> Dataset | None:

@@ -13,6 +13,7 @@ from typing import Any
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
+from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
@@ -57,7 +58,7 @@ class InProcessMaster:
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
         """See MasterApi. Goes through bytes, as over the wire."""
         self.calls += 1
-        return Manifest.from_buffer(self._metadata.manifest(dir_id, at_least).to_buffer())
+        return archive.from_bytes(archive.to_mapped(self._metadata.manifest(dir_id, at_least)))
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See MasterApi."""

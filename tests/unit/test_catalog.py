@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raycache.core import archive
 from raycache.core.listing import LISTING_SCHEMA, build
 from raycache.core.manifest import Directory
 from raycache.errors import InvalidInput, NotFound
@@ -25,7 +26,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         [{"name": b"x", "is_dir": False, "size_bytes": 3, "mtime_ns": 1, "etag": b""}], schema=LISTING_SCHEMA
     )
     manifest = build(Directory(first, "train", "s3://bucket/train", "a", 1, 9, 100), listing, np.zeros(0, np.uint64))
-    catalog.save_manifest(manifest.directory, bytes(manifest.to_buffer("zstd")))
+    catalog.save_manifest(manifest.directory, bytes(archive.to_kept(manifest)))
     catalog.close()
 
     again = Catalog.open(tmp_path / "catalog.db")

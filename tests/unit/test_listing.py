@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from listings import BLOCK_BYTES, DIRECTORY, ETAGS, GENERATIONS, LISTINGS, Entry, appended, built, listing_of, shown
 
+from raycache.core import columns
 from raycache.core import listing as listing_module
-from raycache.core import manifest as manifest_module
 from raycache.core.listing import compare, new_directories, prepare_listing
 
 HASHES = pytest.mark.parametrize(
@@ -18,8 +18,7 @@ HASHES = pytest.mark.parametrize(
 
 def rehash(monkeypatch, name_hash):
     if name_hash is not None:
-        monkeypatch.setattr(listing_module, "name_hash", name_hash)
-        monkeypatch.setattr(manifest_module, "name_hash", name_hash)
+        monkeypatch.setattr(columns, "name_hash", name_hash)
 
 
 def rows_of(manifest):
@@ -53,9 +52,9 @@ def check(manifest, entries):
             assert manifest.find(absent) is None
     assert manifest.live_count == len(model)
     assert manifest.file_count == sum(not entry.is_dir for entry in model.values())
-    hashes = manifest.column("hashes").to_pylist()
-    assert hashes == sorted(hashes)
-    assert sorted(manifest.column("slots").to_pylist()) == list(range(manifest.row_count))
+    absent = [name for name in (b"no such name", b"", b"x" * 256, b"sub/a") if name not in model]
+    wanted = [*model, *absent]
+    assert manifest.find_many(wanted).tolist() == [*map(manifest.find, model), *[-1] * len(absent)]
 
 
 @given(LISTINGS)

@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from listings import BLOCK_BYTES, DIRECTORY, GENERATIONS, LISTINGS, Entry, appended, built
 
+from raycache.core import archive
 from raycache.core import manifest as manifest_module
 from raycache.core.manifest import Manifest
 from raycache.core.values import BlockPlan
 from raycache.errors import InvalidInput
+
+WAYS = st.sampled_from([archive.to_mapped, archive.to_kept])
+COLUMNS = ("names", "etags", "mtimes_ns", "ends", "cuts", "dir_rows", "dir_ids", "dead_rows", "dead_at", "version_rows")
 
 TREE = [
     Entry(b"a.jpg", False, 30, 1, '"0123456789abcdef0123456789abcdef"'),
@@ -30,12 +34,12 @@ def every_version(generations):
     return manifest
 
 
-@given(GENERATIONS, st.sampled_from([None, "zstd"]))
-def test_buffer_round_trip(generations, compression):
+@given(GENERATIONS, WAYS)
+def test_buffer_round_trip(generations, to_bytes):
     manifest = every_version(generations)
-    again = Manifest.from_buffer(manifest.to_buffer(compression))
+    again = archive.from_bytes(to_bytes(manifest))
     assert again.directory == manifest.directory
-    for name in manifest_module._COLUMNS:
+    for name in COLUMNS:
         assert again.column(name).equals(manifest.column(name))
     assert list(again.rows()) == list(manifest.rows())
     for row in manifest.rows():
@@ -44,19 +48,51 @@ def test_buffer_round_trip(generations, compression):
     assert [again.block_id(block) for block in range(again.block_count)] == [
         manifest.block_id(block) for block in range(manifest.block_count)
     ]
-    assert again.to_buffer().equals(manifest.to_buffer())
+    assert archive.to_mapped(again).equals(archive.to_mapped(manifest))
+
+
+@given(GENERATIONS)
+def test_every_version_can_be_had_again(generations):
+    manifest = built(generations[0])
+    versions = [(0, manifest)]
+    for number, entries in enumerate(generations[1:], start=2):
+        manifest = appended(manifest, entries)
+        change = 10 * number
+        manifest = Manifest(
+            replace(manifest.directory, changes=(*manifest.directory.changes, change)), manifest.columns
+        )
+        versions.append((change, manifest))
+    newest = archive.from_bytes(archive.to_mapped(manifest))
+    for change, then in versions:
+        for asked in (change, change + 9):
+            again = newest.as_of(asked)
+            assert again.directory.version == then.directory.version
+            assert (again.row_count, again.live_count, again.file_count) == (
+                then.row_count,
+                then.live_count,
+                then.file_count,
+            )
+            assert (again.size_bytes, again.block_count) == (then.size_bytes, then.block_count)
+            for name in COLUMNS:
+                assert again.column(name).equals(then.column(name))
+            for row in range(newest.row_count):
+                name = newest.name(row)
+                assert again.find(name) == then.find(name)
+                assert again.find_many([name])[0] == (-1 if then.find(name) is None else then.find(name))
+            assert ids(again) == ids(then)
+            assert list(again.live_rows(0, 100)) == list(then.rows())
 
 
 def test_mapped_buffer_is_not_copied():
-    buffer = built(TREE).to_buffer()
-    names = Manifest.from_buffer(memoryview(buffer)).column("names").buffers()[2]
+    buffer = archive.to_mapped(built(TREE))
+    names = archive.from_bytes(memoryview(buffer)).column("names").buffers()[2]
     assert buffer.address <= names.address < buffer.address + buffer.size
 
 
 def test_names_that_are_no_utf8_survive_in_the_head():
     odd = "b\udcffd"
     manifest = built(TREE, replace(DIRECTORY, source=f"file:///{odd}", path=odd, dataset="x"))
-    again = Manifest.from_buffer(manifest.to_buffer())
+    again = archive.from_bytes(archive.to_mapped(manifest))
     assert again.directory == manifest.directory
     assert again.plan(0).parts == manifest.plan(0).parts
 
@@ -176,7 +212,7 @@ def test_id_tells_versions_apart_where_the_source_has_none(files):
 )
 def test_bytes_that_are_no_manifest(buffer):
     with pytest.raises(InvalidInput, match="not a manifest"):
-        Manifest.from_buffer(buffer)
+        archive.from_bytes(buffer)
 
 
 def test_arrow_stream_that_is_no_manifest():
@@ -185,12 +221,12 @@ def test_arrow_stream_that_is_no_manifest():
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     with pytest.raises(InvalidInput, match="not a manifest"):
-        Manifest.from_buffer(sink.getvalue())
+        archive.from_bytes(sink.getvalue())
 
 
 @pytest.mark.parametrize("change", ["none", "format", "columns", "rows", "number", "missing", "lengths"])
 def test_stream_with_a_damaged_head(change):
-    batch = pa.ipc.open_stream(built(TREE).to_buffer()).read_next_batch()
+    batch = pa.ipc.open_stream(archive.to_mapped(built(TREE))).read_next_batch()
     meta = dict(batch.schema.metadata)
     if change == "format":
         meta[b"format"] = b"999"
@@ -208,19 +244,19 @@ def test_stream_with_a_damaged_head(change):
         if change != "rows":
             writer.write_batch(batch.replace_schema_metadata(meta))
     if change == "none":
-        assert Manifest.from_buffer(sink.getvalue()).row_count == len(TREE)
+        assert archive.from_bytes(sink.getvalue()).row_count == len(TREE)
         return
     with pytest.raises(InvalidInput, match="format 999" if change == "format" else "not a manifest"):
-        Manifest.from_buffer(sink.getvalue())
+        archive.from_bytes(sink.getvalue())
 
 
-@pytest.mark.parametrize("compression", [None, "zstd"])
-def test_truncated_buffer(compression):
-    whole = built(TREE).to_buffer(compression).to_pybytes()
+@pytest.mark.parametrize("to_bytes", [archive.to_mapped, archive.to_kept])
+def test_truncated_buffer(to_bytes):
+    whole = to_bytes(built(TREE)).to_pybytes()
     # The last 8 bytes only say that the stream ends.
     for length in range(len(whole) - 8):
         with pytest.raises(InvalidInput, match="not a manifest"):
-            Manifest.from_buffer(whole[:length])
+            archive.from_bytes(whole[:length])
 
 
 @given(st.sets(st.integers(0, 199)), st.integers(0, 200), st.integers(1, 50))
