@@ -38,7 +38,7 @@ class MasterActor:
         catalog = Catalog.open(settings.state_dir / f"catalog-{settings.namespace}.db")
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
         self._metadata = Metadata(catalog, Vault(settings.namespace), limits, settings.block_bytes, time.time_ns)
-        self._published = PublishedManifests()
+        self._published = PublishedManifests(_own_store_bytes())
         self._fleet = Fleet(settings)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
 
@@ -86,6 +86,17 @@ class MasterActor:
         }
 
 
+def _own_store_bytes() -> int:
+    """Size of the object store of the node that this process is on."""
+    mine = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return next(_store_bytes(node) for node in nodes if node["NodeID"] == mine)
+
+
+def _store_bytes(node: dict[str, Any]) -> int:
+    return int(node["Resources"].get("object_store_memory", 0))
+
+
 class Fleet:
     """One worker on each live node: what there is, compared in a loop with what there should be."""
 
@@ -110,7 +121,7 @@ class Fleet:
 
     def _ensure(self, node: dict[str, Any]) -> Worker:
         node_id = node["NodeID"]
-        store_bytes = int(node["Resources"].get("object_store_memory", 0))
+        store_bytes = _store_bytes(node)
         # More than the object store holds would make Ray spill what we keep.
         quota_bytes = min(parse_memory(self._settings.mem, store_bytes), store_bytes)
         options = worker_options(self._settings.namespace, node_id)

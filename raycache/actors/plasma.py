@@ -16,8 +16,11 @@ from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.errors import Unavailable
 
-PUBLISHED_BYTES = 512 * 2**20
-"""Manifests that the master keeps in plasma; what falls out is put again when asked for."""
+PUBLISHED_BYTES = 2 * 2**30
+"""Manifests that the master keeps in plasma, those of some 30 million files; what falls out is put again when asked
+for. Kept, so that all processes of a node map the same copy."""
+PUBLISHED_SHARE = 0.25
+"""Of the node's object store, where that is less."""
 
 
 class Plasma:
@@ -43,7 +46,9 @@ def put(buffer: Any) -> Any:
 class PublishedManifests:
     """The newest manifest of each directory as one plasma object, least recently asked for out first."""
 
-    def __init__(self) -> None:
+    def __init__(self, store_bytes: int) -> None:
+        """``store_bytes``: size of the object store of this node."""
+        self._limit_bytes = min(PUBLISHED_BYTES, int(PUBLISHED_SHARE * store_bytes))
         self._lock = threading.Lock()
         self._refs: OrderedDict[int, tuple[int, int, Any]] = OrderedDict()
         self._size_bytes = 0
@@ -67,7 +72,7 @@ class PublishedManifests:
                 self._size_bytes -= old[1]
             self._refs[about.dir_id] = (about.version, buffer.size, ref)
             self._size_bytes += buffer.size
-            while self._size_bytes > PUBLISHED_BYTES and len(self._refs) > 1:
+            while self._size_bytes > self._limit_bytes and len(self._refs) > 1:
                 _, (_, size_bytes, _) = self._refs.popitem(last=False)
                 self._size_bytes -= size_bytes
         return ref
