@@ -50,6 +50,13 @@ def cut(batches: Sequence[pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch
         yield path[:-1].decode("utf-8", "surrogateescape"), level
 
 
+def has_directories(batch: pa.RecordBatch) -> bool:
+    """Whether a batch of a tree tells of a directory below the top."""
+    offsets, data = binary_views(batch.column("name"))
+    body = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return batch.column("is_dir").true_count > 0 or bool((body == ord("/")).any())
+
+
 def _directories(at: dict[bytes, int], listed: list[bytes]) -> tuple[dict[bytes, set[bytes]], list[bytes]]:
     """Names of directories that no row names, by parent; and all directories that can be shown, the top first.
 

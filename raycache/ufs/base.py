@@ -6,7 +6,7 @@ has a deadline (retries included) and raises only ``raycache.errors``, with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ class UnderFileSystem(Protocol):
         """
         ...
 
-    def list_tree(self, path: str, threads: int = 8) -> Iterator[Any]:
+    def list_tree(self, path: str, threads: int = 8) -> Generator[Any, None, None]:
         """Everything below a directory: RecordBatches of ``core.listing.LISTING_SCHEMA``, in any order, in which
         ``name`` is the path relative to ``path``.
 

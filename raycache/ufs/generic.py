@@ -16,7 +16,7 @@ import concurrent.futures
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import fsspec
@@ -115,7 +115,7 @@ class FsspecUfs:
             schema=LISTING_SCHEMA,
         )
 
-    def list_tree(self, path: str, threads: int = THREADS) -> Iterator[Any]:
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
         """See UnderFileSystem."""
         return walk_tree(self.list_directory, path, threads)
 

@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat as stat_flags
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -76,7 +76,7 @@ class LocalUfs:
             schema=LISTING_SCHEMA,
         )
 
-    def list_tree(self, path: str, threads: int = THREADS) -> Iterator[Any]:
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
         """See UnderFileSystem."""
         return walk_tree(self.list_directory, path, threads, self._is_loop)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -51,6 +51,8 @@ _KEY_MAX = 65_536
 """Longer than any store's keys. Arrow's binary_slice fails on an open end (measured with 26.0)."""
 _LIST_ROWS = 20_000
 """Rows of one batch of a tree: 20 pages of S3."""
+_FAN_OUT = 512
+"""Most sub-prefixes that are listed one by one."""
 _memory_stores: dict[str, MemoryStore] = {}
 
 
@@ -82,7 +84,7 @@ class ObjectUfs:
         prefixes = [prefix.rstrip("/").encode()[skip:] for prefix in result["common_prefixes"]]
         return _listing(pa.table(result["objects"]), prefixes, skip)
 
-    def list_tree(self, path: str, threads: int = THREADS) -> Iterator[Any]:
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
         """See UnderFileSystem. One stream of keys, or one for each sub-prefix when there may be several at once."""
         if odd_keys := self._odd_keys_for(path):
             return odd_keys.list_tree(path, threads)
@@ -102,6 +104,8 @@ class ObjectUfs:
                 if len(children) != 1:
                     break
                 inside = children[0]
+            if len(children) > _FAN_OUT:
+                children = [inside]  # a request for each would be more requests than pages
             for child in children:
                 add(self._stream(path, child))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ class _Flow:
         return self.closed or self.failure is not None or self.unfinished == 0
 
 
-def in_parallel(first: Branch, threads: int) -> Iterator[Any]:
+def in_parallel(first: Branch, threads: int) -> Generator[Any, None, None]:
     """Batches of a branch and of all that it asks for, in the order in which they come.
 
     Raises what the first branch that fails raises: who reads to the end has everything. Closing the iterator ends the
@@ -132,7 +132,7 @@ def walk_tree(
     path: str,
     threads: int = THREADS,
     is_loop: Callable[[str], bool] = lambda _: False,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """A whole tree from listings of one level, breadth first: see ``UnderFileSystem.list_tree``.
 
     ``is_loop``: whether a directory leads back to one above it; such a directory is not entered. A directory that is
