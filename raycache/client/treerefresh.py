@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from raycache import errors
 from raycache.client.namespace import Namespace
@@ -44,7 +45,10 @@ def _await(master: ListingsApi, job_id: int, show: Callable[[ListingJob], object
     try:
         while (job := master.listing(job_id, WAIT_S)).state == "running":
             show(job)
+    except RaycacheError:
+        raise  # the master is away: the job goes on, or will be gone on with
     except BaseException:  # an interrupt above all: who asked for the listing does not want it any more
-        master.cancel_listing(job_id)
+        with suppress(RaycacheError):
+            master.cancel_listing(job_id)
         raise
     return job

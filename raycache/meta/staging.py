@@ -152,16 +152,16 @@ class Staging:
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ? AND {column} = ?", keys)
             _count(db, job_id)
 
-    def vanished(self, job_id: int, limit: int, after: int) -> list[int]:
-        """Listed directories below the job's that it has not found, ``limit`` at a time, by id from ``after`` on."""
-        with self._catalog.transaction() as db:
+    def vanished(self, job_id: int) -> list[int]:
+        """Listed directories below the job's that it has not found. Raises JobEnded."""
+        with self._running(job_id) as db:
             dataset, path = db.execute("SELECT dataset, path FROM listings WHERE job_id = ?", (job_id,)).fetchone()
             below, stop = (path + b"/", path + b"0") if path else (b"\0", None)  # '0' follows '/'
             rows = db.execute(
                 "SELECT dir_id FROM directories d JOIN manifests USING (dir_id) WHERE d.dataset = ?1 AND d.path >= ?2"
-                " AND (?3 IS NULL OR d.path < ?3) AND dir_id > ?4 AND NOT EXISTS (SELECT 1 FROM staged_manifests s"
-                " WHERE s.job_id = ?5 AND s.dir_id = d.dir_id) ORDER BY dir_id LIMIT ?6",
-                (dataset, below, stop, after, job_id, limit),
+                " AND (?3 IS NULL OR d.path < ?3) AND NOT EXISTS (SELECT 1 FROM staged_manifests s"
+                " WHERE s.job_id = ?4 AND s.dir_id = d.dir_id)",
+                (dataset, below, stop, job_id),
             ).fetchall()
         return [row[0] for row in rows]
 

@@ -16,11 +16,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -53,7 +53,10 @@ _TOUCH_S = 60.0
 _LAST_WORDS_S = 1.0
 """How long a job that ends early waits for parts that are nearly listed."""
 _VANISHED_AT_ONCE = 500
+_NUMBERED_AT_ONCE = 10_000
+"""Others wait for the catalog meanwhile."""
 _NOTHING = pa.RecordBatch.from_arrays([pa.array([], kind.type) for kind in LISTING_SCHEMA], schema=LISTING_SCHEMA)
+_Item = TypeVar("_Item")
 _log = logging.getLogger("raycache.master")
 
 
@@ -243,8 +246,11 @@ class TreeListings:
             for name in level.listing.column("name").filter(level.listing.column("is_dir")).to_pylist():
                 wanted[paths.join(level.path, name.decode("utf-8", "surrogateescape"))] = None
         wanted.pop(job.about.path, None)
-        numbers = self._staging.number_directories(job.about.job_id, job.dataset.name, list(wanted))
-        return {job.about.path: job.dir_id, **dict(zip(wanted, numbers, strict=True))}
+        ids = {job.about.path: job.dir_id}
+        for some in _slices(list(wanted), _NUMBERED_AT_ONCE):
+            numbers = self._staging.number_directories(job.about.job_id, job.dataset.name, some)
+            ids.update(zip(some, numbers, strict=True))
+        return ids
 
     def _next(self, job: _Job, ids: dict[str, int], level: _Level, version: int) -> Staged:
         dir_id, dataset, since_ns = ids[level.path], job.dataset, level.found.since_ns
@@ -260,8 +266,7 @@ class TreeListings:
 
     def _stage_vanished(self, job: _Job) -> None:
         """Directories that were listed once and that this job has not found are empty from now on."""
-        last = 0
-        while gone := self._staging.vanished(job.about.job_id, _VANISHED_AT_ONCE, last):
+        for gone in _slices(self._staging.vanished(job.about.job_id), _VANISHED_AT_ONCE):
             staged = []
             for dir_id in gone:
                 old = self._catalog.manifest(dir_id)
@@ -272,7 +277,6 @@ class TreeListings:
                 if new := next_version(first, old, _NOTHING, lambda _: []):
                     staged.append(Staged(dir_id, old.directory.version, memoryview(new.to_buffer("zstd"))))
             self._staging.stage_vanished(job.about.job_id, staged)
-            last = gone[-1]
 
 
 class _Listing:
@@ -409,3 +413,7 @@ class _Listing:
         if self._job.stop.is_set():
             raise JobEnded
         return self._sources.call(self._job.dataset.name, use)
+
+
+def _slices(whole: list[_Item], size: int) -> Iterator[list[_Item]]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))

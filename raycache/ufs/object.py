@@ -91,22 +91,28 @@ class ObjectUfs:
         return in_parallel(self._stream(path, "") if threads == 1 else self._fan_out(path, ""), threads)
 
     def _fan_out(self, path: str, below: str) -> Branch:
-        """The branch that lists one level, and lets a stream of its own list each sub-prefix."""
+        """The branch that lists one level, and lets a stream of its own list each sub-prefix; further down where there
+        is just one."""
 
         def branch(add: AddBranch) -> Iterator[Any]:
-            inside = below
-            while True:
-                level = self.list_directory(paths.join(path, inside))
-                if level.num_rows:
-                    yield with_prefix(level, inside)
-                names = level.column("name").filter(level.column("is_dir")).to_pylist()
-                children = [paths.join(inside, name.decode()) for name in names if paths.is_shown(name)]
-                if len(children) != 1:
-                    break
-                inside = children[0]
+            level = self.list_directory(paths.join(path, below))
+            children = _children(level, below)
             if len(children) > _FAN_OUT:
-                children = [inside]  # a request for each would be more requests than pages
+                add(self._stream(path, below))  # a request for each would be more requests than pages
+                return
+            yield with_prefix(level, below)
             for child in children:
+                add(self._fan_out(path, child) if len(children) == 1 else self._stream(path, child))
+
+        return branch
+
+    def _one_level(self, path: str, below: str) -> Branch:
+        """The branch that lists one level, and a stream for each sub-prefix, however many there are."""
+
+        def branch(add: AddBranch) -> Iterator[Any]:
+            level = self.list_directory(paths.join(path, below))
+            yield with_prefix(level, below)
+            for child in _children(level, below):
                 add(self._stream(path, child))
 
         return branch
@@ -133,8 +139,8 @@ class ObjectUfs:
                 except oe.InvalidPathError:
                     if self._open_odd_keys is None:
                         raise
-                    # Some keys here have no name in obstore: one level at a time, by the adapter that can.
-                    add(directory_branch(self.list_directory, path, below))
+                    # Some keys below have no name in obstore: down to them, where the other adapter lists.
+                    add(self._one_level(path, below))
                     return
             for parent in in_doubt:
                 add(self._level(path, parent.decode()))
@@ -264,6 +270,12 @@ def _first_line(text: str) -> str:
 def _skip(key: str) -> int:
     """Bytes of a key that lead to the directory ``key``."""
     return len(f"{key}/".encode()) if key else 0
+
+
+def _children(level: Any, below: str) -> list[str]:
+    """Paths of the directories in a listing of the directory ``below``."""
+    names = level.column("name").filter(level.column("is_dir")).to_pylist()
+    return [paths.join(below, name.decode()) for name in names if paths.is_shown(name)]
 
 
 def _listing(objects: Any, prefixes: list[bytes], skip: int) -> Any:

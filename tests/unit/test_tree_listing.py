@@ -431,6 +431,28 @@ def test_refresh_of_a_tree_through_a_whole_cache(tmp_path: Path) -> None:
             cache.refresh_tree("raycache://data/a")
 
 
+def test_a_plain_refresh_that_a_recursive_one_overtakes_is_published_after_it(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"f")
+    with InProcessCache() as cache:
+        root_id = cache.files.attach(str(tmp_path), "data", {}).root_id
+        original = cache.metadata._sources.call
+        asked: list[str] = []
+
+        def call(dataset: str, use: Callable[[Any], Any]) -> Any:
+            listing = original(dataset, use)
+            if len(asked) == 0:  # the plain refresh has listed and not published yet
+                asked.append("plain")
+                (tmp_path / "g").write_bytes(b"g")
+                assert cache.refresh_tree("raycache://data").changed == 1
+            return listing
+
+        (tmp_path / "other").write_bytes(b"")
+        cache.metadata._sources.call = call  # type: ignore[method-assign]
+        cache.metadata.refresh(root_id)
+        assert cache.files.listdir("raycache://data") == ["f", "g", "other"]
+        assert cache.metadata.version(root_id) == 2, "the second attempt found nothing that was not published"
+
+
 def test_an_interrupt_cancels_the_job_and_a_lost_master_does_not_end_the_refresh(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"f")
     with InProcessCache() as cache:
