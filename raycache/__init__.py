@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, overload
 
 from raycache import errors
 
 if TYPE_CHECKING:
     from raycache.actors.cluster import Cluster
     from raycache.client.filesystem import FileSystem
-    from raycache.core.values import Dataset, Stat
+    from raycache.core.values import Dataset, ListingJob, Stat
     from raycache.fsspec import RaycacheFileSystem
     from raycache.fuse.mount import Mount
 
@@ -145,9 +145,26 @@ def walk(uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
     return _files().walk(uri)
 
 
-def refresh(uri: str) -> int:
-    """List a directory anew from its source; returns its version. Mounts follow within seconds (kernel session)."""
-    return _files().refresh(uri)
+@overload
+def refresh(uri: str) -> int: ...
+
+
+@overload
+def refresh(uri: str, *, recursive: Literal[False]) -> int: ...
+
+
+@overload
+def refresh(uri: str, *, recursive: Literal[True]) -> ListingJob: ...
+
+
+def refresh(uri: str, *, recursive: bool = False) -> int | ListingJob:
+    """List a directory anew from its source; returns its version. Mounts follow within seconds (kernel session).
+
+    ``recursive``: all that is below it, published in one step at the end; returns how many files and directories
+    there are and how many directories changed. One that failed or was interrupted (Ctrl-C) goes on where it was when
+    it is called again within the hour. Raises NotADirectory, what the source raises, Unavailable (cancelled).
+    """
+    return _cluster().refresh_tree(uri) if recursive else _files().refresh(uri)
 
 
 def filesystem() -> RaycacheFileSystem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,11 @@ from raycache.actors.transport import ActorGone, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
+from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
 from raycache.core import archive
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
 
 VIEW_BYTES_MIN = 256 * 2**20
@@ -33,7 +34,7 @@ _REMOTE_MASTER: Any = ray.remote(MasterActor)
 
 
 class RemoteMaster:
-    """The client's MasterApi over Ray. Ray itself repeats calls while the master restarts."""
+    """The client's MasterApi and ListingsApi over Ray. Ray itself repeats calls while the master restarts."""
 
     def __init__(self, handle: Any, settings: Settings) -> None:
         self.calls = 0
@@ -68,6 +69,18 @@ class RemoteMaster:
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
         return self._call("refresh", dir_id)  # type: ignore[no-any-return]
+
+    def start_listing(self, dir_id: int) -> int:
+        """See ListingsApi."""
+        return self._call("start_listing", dir_id)  # type: ignore[no-any-return]
+
+    def listing(self, job_id: int, wait_s: float) -> ListingJob:
+        """See ListingsApi."""
+        return self._call("listing", job_id, wait_s)  # type: ignore[no-any-return]
+
+    def cancel_listing(self, job_id: int) -> None:
+        """See ListingsApi."""
+        self._call("cancel_listing", job_id)
 
     def workers(self) -> list[Worker]:
         """See MasterApi."""
@@ -208,6 +221,10 @@ class Cluster:
         master = RemoteMaster(handle, settings)
         _check_same(settings, master.settings())
         return Cluster(settings, address, master)
+
+    def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
+        """See client.treerefresh."""
+        return refresh_tree(self.namespace, self.master, uri, show)
 
     def status(self) -> dict[str, Any]:
         """Master, workers, datasets, and the workers' counters added up. A new dict that prints as JSON."""

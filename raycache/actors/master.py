@@ -16,7 +16,7 @@ from raycache.actors.plasma import PublishedManifests, Vault
 from raycache.actors.transport import get
 from raycache.actors.worker import WorkerActor
 from raycache.config import Settings, parse_memory
-from raycache.core.values import Dataset, Worker
+from raycache.core.values import Dataset, ListingJob, Worker
 from raycache.errors import Unavailable
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
@@ -67,6 +67,18 @@ class MasterActor:
     def refresh(self, dir_id: int) -> int:
         """See Metadata.refresh."""
         return self._metadata.refresh(dir_id)
+
+    def start_listing(self, dir_id: int) -> int:
+        """See TreeListings.start."""
+        return self._metadata.listings.start(dir_id)
+
+    def listing(self, job_id: int, wait_s: float) -> ListingJob:
+        """See TreeListings.job."""
+        return self._metadata.listings.job(job_id, wait_s)
+
+    def cancel_listing(self, job_id: int) -> None:
+        """See TreeListings.cancel."""
+        self._metadata.listings.cancel(job_id)
 
     def workers(self) -> list[Worker]:
         """See Fleet.reconcile."""

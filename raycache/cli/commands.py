@@ -216,8 +216,29 @@ def stat(uri: str, address: Address = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def refresh(uri: str, address: Address = None, as_json: AsJson = False) -> None:
+def refresh(
+    uri: str,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="With all that is below it.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
     """List a directory anew from its source; mounts of it follow within seconds."""
+    if recursive:
+        from raycache.actors.cluster import current
+
+        cluster = current(_settings(address), start=False)
+        with show.progress(f"listing {uri}") as progress:
+            job = cluster.refresh_tree(uri, progress)
+        about = show.finished_listing(uri, job)
+        if as_json:
+            _print_json(about)
+        else:
+            _out.print(
+                f"{uri}: {job.files:,} files in {job.directories:,} directories, {job.changed:,} of them changed, "
+                f"in {about['seconds']:.1f} s",
+                markup=False,
+            )
+        return
     version = _files(address).refresh(uri)
     if as_json:
         _print_json({"uri": uri, "version": version})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from raycache.core.values import Dataset, Stat
+from raycache.core.values import Dataset, ListingJob, Stat
 
 
 def datasets(out: Console, found: Sequence[Dataset], as_json: bool) -> None:
@@ -76,6 +77,12 @@ def status(out: Console, about: dict[str, Any]) -> None:
             listed = f"{dataset['directories_listed']:,} of {dataset['directories']:,}"
             table.add_row(dataset["name"], dataset["source"], listed, decimal(dataset["cached_bytes"]))
         out.print(table)
+        for dataset in about["datasets"]:
+            for job in dataset["listings"]:
+                if job["state"] in ("running", "failed"):
+                    where = printable(f"{dataset['name']}/{job['path']}")
+                    line = f"listing of {where}: {job['state']}, {job['files']:,} files so far {job['error']}"
+                    out.print(Text(line, "red" if job["state"] == "failed" else "yellow"), soft_wrap=True)
     if about["mounts"]:
         table = _table("mount", "source", "session", "gateway", "state", "reads", "read")
         for mount in about["mounts"]:
@@ -93,6 +100,32 @@ def status(out: Console, about: dict[str, Any]) -> None:
         for mount in about["mounts"]:
             for note in mount["notes"]:
                 out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[ListingJob], None]]:
+    """Something to show a job with while it runs; silent where standard error is no terminal."""
+    err = Console(stderr=True, highlight=False)
+    if not err.is_terminal:
+        yield lambda _: None
+        return
+    with err.status(Text(printable(what))) as status:
+
+        def update(job: ListingJob) -> None:
+            status.update(Text(f"{printable(what)}: {job.files:,} files, {job.directories:,} directories"))
+
+        yield update
+
+
+def finished_listing(uri: str, job: ListingJob) -> dict[str, Any]:
+    """What a recursive refresh prints as JSON."""
+    return {
+        "uri": uri,
+        "files": job.files,
+        "directories": job.directories,
+        "changed": job.changed,
+        "seconds": (job.updated_ns - job.started_ns) / 1e9,
+    }
 
 
 def printable(text: str) -> str:

@@ -135,6 +135,14 @@ class Namespace:
         with self._lock:
             self._held.clear()
 
+    def forget_below(self, dataset: str, path: str) -> None:
+        """Hold neither a directory nor any below it: each is asked for again."""
+        with self._lock:
+            for dir_id, manifest in list(self._held.items()):
+                about = manifest.directory
+                if about.dataset == dataset and (not path or f"{about.path}/".startswith(f"{path}/")):
+                    del self._held[dir_id]
+
     def follow(self, since: int) -> tuple[int, list[tuple[Manifest | None, Manifest]]]:
         """Take over what others refreshed: of the directories held here, the old manifest and the new one.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Fetch, Fetched, Worker
+from raycache.core.values import Dataset, Fetch, Fetched, ListingJob, Worker
 from raycache.errors import WorkerLost
 
 
@@ -41,6 +41,25 @@ class MasterApi(Protocol):
 
     def workers(self) -> list[Worker]:
         """Live workers; the call mends what is dead first."""
+        ...
+
+
+class ListingsApi(Protocol):
+    """Recursive listings, which run in the master as jobs. Raises ClusterUnavailable as MasterApi does."""
+
+    def start_listing(self, dir_id: int) -> int:
+        """Begin to list all that is below a directory anew, or join who does; the number of the job.
+
+        Raises NotFound, Unavailable (too many at once).
+        """
+        ...
+
+    def listing(self, job_id: int, wait_s: float) -> ListingJob:
+        """How far such a job is; waits up to ``wait_s``, 5 at most, for its end. Raises NotFound."""
+        ...
+
+    def cancel_listing(self, job_id: int) -> None:
+        """End such a job, with nothing published. Nothing happens when it has ended already."""
         ...
 
 

@@ -102,6 +102,30 @@ Fetched = Sealed | Buffer | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class ListingJob:
+    """A recursive listing: how far it is, or how it ended."""
+
+    job_id: int
+    dataset: str
+    path: str
+    """Directory inside the dataset whose tree is listed."""
+    state: str
+    """``running``, ``done``, ``failed`` or ``cancelled``."""
+    files: int
+    """Entries found so far that are no directories, hidden ones included."""
+    directories: int
+    """Directories found so far."""
+    changed: int
+    """Directories that got a new version; known when it is done."""
+    started_ns: int
+    updated_ns: int
+    """Last sign of life; when it ended, if it did."""
+    error_kind: str = ""
+    """Class in ``raycache.errors`` of what made it fail."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Stat:
     """What is known of one file or directory."""
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from raycache.core import archive
 from raycache.core.manifest import Directory, Manifest
@@ -42,9 +40,42 @@ CREATE TABLE manifests (
     version INTEGER NOT NULL,             -- from 1, +1 with each refresh that found a change
     body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
     changed INTEGER NOT NULL,             -- 0 for a first version, else higher than any before it
-    changes BLOB NOT NULL                 -- int64 of each version from the second on: what ``changed`` was then
+    changes TEXT NOT NULL                 -- what ``changed`` was for each version from the second on, with commas
 );
 CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
+
+CREATE TABLE listings (                   -- recursive listings: those that run, and the last ones that ended
+    job_id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    dir_id      INTEGER NOT NULL,         -- directory whose tree is listed
+    dataset     TEXT NOT NULL,            -- its dataset
+    path        BLOB NOT NULL,            -- and path, as in directories
+    state       TEXT NOT NULL,            -- running, done, failed or cancelled
+    files       INTEGER NOT NULL DEFAULT 0, -- staged so far
+    directories INTEGER NOT NULL DEFAULT 0, -- staged so far
+    changed     INTEGER NOT NULL DEFAULT 0, -- manifests that it published
+    started_ns  INTEGER NOT NULL,         -- when; kept when it is resumed
+    updated_ns  INTEGER NOT NULL,         -- last sign of life, or its end; decides whether it can be resumed
+    error_kind  TEXT NOT NULL DEFAULT '', -- class in raycache.errors
+    error       TEXT NOT NULL DEFAULT ''  -- why it failed
+);
+
+CREATE TABLE staged_parts (               -- what a listing that is not done has listed already
+    job_id      INTEGER NOT NULL,         -- listings.job_id
+    path        BLOB NOT NULL,            -- a directory, as in directories
+    whole       INTEGER NOT NULL,         -- 1: with all that is below it; 0: alone
+    files       INTEGER NOT NULL,         -- found in this part
+    directories INTEGER NOT NULL,         -- found in this part
+    PRIMARY KEY (job_id, path)
+) WITHOUT ROWID;
+
+CREATE TABLE staged_manifests (           -- directories of these parts, to be published all at once
+    job_id       INTEGER NOT NULL,        -- listings.job_id
+    dir_id       INTEGER NOT NULL,        -- directories.dir_id
+    part         BLOB,                    -- staged_parts.path; NULL: the directory is gone from the source
+    base_version INTEGER NOT NULL,        -- manifests.version that the body follows, 0 for a first one
+    body         BLOB,                    -- as in manifests; NULL: listed, and as it was
+    PRIMARY KEY (job_id, dir_id)
+);
 """
 
 
@@ -63,6 +94,8 @@ class Catalog:
         """
         try:
             connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            # Before anything is stored: what recursive listings have staged is given back to the disk.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             # Commits are rare, and one that is lost with the power would give its directory ids out again, which
             # kernels on other nodes still remember.
@@ -119,6 +152,11 @@ class Catalog:
                 "DELETE FROM manifests WHERE dir_id IN (SELECT dir_id FROM directories WHERE dataset = ?)", (name,)
             )
             db.execute("DELETE FROM directories WHERE dataset = ?", (name,))
+            for table in ("staged_manifests", "staged_parts"):
+                db.execute(
+                    f"DELETE FROM {table} WHERE job_id IN (SELECT job_id FROM listings WHERE dataset = ?)", (name,)
+                )
+            db.execute("DELETE FROM listings WHERE dataset = ?", (name,))
             db.execute("DELETE FROM datasets WHERE name = ?", (name,))
 
     def directory(self, dir_id: int) -> tuple[Dataset, str]:
@@ -135,11 +173,8 @@ class Catalog:
 
     def number_directories(self, dataset: str, paths: Sequence[str]) -> list[int]:
         """Ids of directories, new or known, in order."""
-        keys = [(dataset, path.encode("utf-8", "surrogateescape")) for path in paths]
-        find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = ?"
         with self._transaction() as db:
-            db.executemany("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, ?)", keys)
-            return [db.execute(find, key).fetchone()[0] for key in keys]
+            return number_directories(db, dataset, paths)
 
     def version(self, dir_id: int) -> int:
         """Version of the stored manifest, 0 when there is none."""
@@ -154,19 +189,27 @@ class Catalog:
         if row is None:
             return None
         found = archive.from_bytes(row[0])
-        changes = tuple(np.frombuffer(row[1], np.int64).tolist())
+        changes = tuple(int(change) for change in row[1].split(",") if change)
         return Manifest(replace(found.directory, changes=changes), found.columns)
 
-    def save_manifest(self, about: Directory, body: Buffer) -> None:
-        """Store a version of a directory, replacing the one before. A later version is a change: see ``changes``."""
+    def save_manifest(self, about: Directory, body: Buffer) -> Directory | None:
+        """Store a version of a directory in the place of the one before. A later version is a change: see ``changes``.
+
+        Returns ``about`` with its change number. None, and nothing is stored, when it does not follow the stored one:
+        somebody else published meanwhile.
+        """
         with self._transaction() as db:
+            stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
+            if about.version != (stored[0] if stored else 0) + 1:
+                return None
             (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
             changed = last + 1 if about.version > 1 else 0
-            changes = np.array([*about.changes, changed] if changed else [], np.int64).tobytes()
+            about = replace(about, changes=(*about.changes, changed) if changed else ())
             db.execute(
                 "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?)",
-                (about.dir_id, about.version, body, changed, changes),
+                (about.dir_id, about.version, body, changed, ",".join(map(str, about.changes))),
             )
+        return about
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """Directories that got a later version after change ``since``, and the number to ask with next time."""
@@ -185,6 +228,10 @@ class Catalog:
             ).fetchone()
         return row[0], row[1]
 
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction, for verbs that live in a module of their own (``staging``)."""
+        return self._transaction()
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
@@ -195,3 +242,11 @@ class Catalog:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+
+def number_directories(db: sqlite3.Connection, dataset: str, paths: Sequence[str]) -> list[int]:
+    """See Catalog.number_directories; part of a transaction."""
+    keys = [(dataset, path.encode("utf-8", "surrogateescape")) for path in paths]
+    find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = ?"
+    db.executemany("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, ?)", keys)
+    return [db.execute(find, key).fetchone()[0] for key in keys]

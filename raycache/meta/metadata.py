@@ -12,19 +12,23 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from raycache.core import archive, paths
-from raycache.core.listing import append, build, new_directories, prepare_listing
+from raycache.core.listing import prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import Dataset
-from raycache.errors import InvalidInput, NotADirectory, NotFound
+from raycache.errors import InvalidInput, NotADirectory, NotFound, Unavailable
 from raycache.meta.catalog import Catalog
+from raycache.meta.treelisting import TreeListings
+from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
 from raycache.ufs.registry import check_scheme, open_ufs
 from raycache.ufs.sources import SourceAccess, Sources
+
+_PUBLISH_TRIES = 3
 
 
 class Metadata:
@@ -45,6 +49,8 @@ class Metadata:
         self._block_bytes = block_bytes
         self._now_ns = now_ns
         self._sources = Sources(self.access, limits)
+        self.listings = TreeListings(catalog, self._sources, block_bytes, now_ns)
+        """Recursive listings."""
         self._attaching = threading.Lock()
         self._listing: dict[int, tuple[threading.Lock, int]] = {}
         self._listing_lock = threading.Lock()
@@ -80,6 +86,7 @@ class Metadata:
 
     def remove(self, name: str) -> None:
         """Forget a dataset. The source is not touched."""
+        self.listings.cancel_all(name)
         self._catalog.remove_dataset(name)
         self._vault.pop(name, None)
         self._sources.forget(name)
@@ -117,25 +124,25 @@ class Metadata:
                     "source": dataset.source,
                     "directories": known,
                     "directories_listed": listed,
+                    "listings": [asdict(job) for job in self.listings.jobs(dataset.name)],
                 }
             )
         return found
 
     def _list(self, dir_id: int, old: Manifest | None) -> Manifest:
         dataset, path = self._catalog.directory(dir_id)
-        listing, hidden = prepare_listing(self._sources.call(dataset.name, lambda ufs: ufs.list_directory(path)))
-        names = new_directories(old, listing)
-        children = [paths.join(path, name.decode("utf-8", "surrogateescape")) for name in names]
-        dir_ids = np.asarray(self._catalog.number_directories(dataset.name, children), dtype=np.uint64)
-        if old is None:
-            about = Directory(dir_id, dataset.name, dataset.source, path, 1, self._now_ns(), self._block_bytes, hidden)
-            manifest = build(about, listing, dir_ids)
-        else:
-            manifest = append(old, listing, dir_ids, self._now_ns(), hidden)
-            if (manifest.row_count, manifest.live_count) == (old.row_count, old.live_count):
+        for _ in range(_PUBLISH_TRIES):
+            listing, hidden = prepare_listing(self._sources.call(dataset.name, lambda ufs: ufs.list_directory(path)))
+            first = Directory(dir_id, dataset.name, dataset.source, path, 1, self._now_ns(), self._block_bytes, hidden)
+            new = next_version(first, old, listing, partial(self._catalog.number_directories, dataset.name))
+            if new is None and old is not None:
                 return old
-        self._catalog.save_manifest(manifest.directory, memoryview(archive.to_kept(manifest)))
-        return manifest
+            if new is not None:
+                saved = self._catalog.save_manifest(new.directory, memoryview(archive.to_kept(new)))
+                if saved is not None:
+                    return Manifest(saved, new.columns)
+            old = self._catalog.manifest(dir_id)  # a recursive listing published it meanwhile
+        raise Unavailable(f"{paths.join(dataset.source, path)}: others keep publishing new listings of it; try again")
 
     def _covering(self, uri: str, name: str | None) -> Dataset | None:
         """The dataset that a source URI lies in: the longest match, or just an equal one when a name is asked for."""

@@ -13,9 +13,10 @@ from typing import Any
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
+from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
@@ -38,7 +39,7 @@ class PlainMemory:
 
 
 class InProcessMaster:
-    """A MasterApi; counts its calls."""
+    """A MasterApi and ListingsApi; counts its calls."""
 
     def __init__(self, metadata: Metadata, workers: Callable[[], list[Worker]]) -> None:
         self.calls = 0
@@ -69,6 +70,21 @@ class InProcessMaster:
         """See MasterApi."""
         self.calls += 1
         return self._metadata.refresh(dir_id)
+
+    def start_listing(self, dir_id: int) -> int:
+        """See ListingsApi."""
+        self.calls += 1
+        return self._metadata.listings.start(dir_id)
+
+    def listing(self, job_id: int, wait_s: float) -> ListingJob:
+        """See ListingsApi."""
+        self.calls += 1
+        return self._metadata.listings.job(job_id, wait_s)
+
+    def cancel_listing(self, job_id: int) -> None:
+        """See ListingsApi."""
+        self.calls += 1
+        self._metadata.listings.cancel(job_id)
 
     def workers(self) -> list[Worker]:
         """See MasterApi."""
@@ -162,6 +178,10 @@ class InProcessCache:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
+        """See client.treerefresh."""
+        return refresh_tree(self.namespace, self.master, uri, show)
 
     def close(self) -> None:
         """Stop the stores and check their books."""

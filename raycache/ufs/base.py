@@ -6,6 +6,7 @@ has a deadline (retries included) and raises only ``raycache.errors``, with the 
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,19 @@ class UnderFileSystem(Protocol):
 
         An object store cannot tell an empty directory from a missing one, and lists both as no rows.
         Raises NotFound (no such bucket or directory), NotADirectory, AccessDenied, SourceUnavailable.
+        """
+        ...
+
+    def list_tree(self, path: str, threads: int = 8) -> Generator[Any, None, None]:
+        """Everything below a directory: RecordBatches of ``core.listing.LISTING_SCHEMA``, in any order, in which
+        ``name`` is the path relative to ``path``.
+
+        Directories are rows where the source has real ones, so that empty ones are known; others follow from the
+        names. A row may come twice. ``threads`` parts are listed at once; with 1, the memory needed is that of the
+        largest directory at most. Closing the iterator ends the listing. Names are as ``list_directory`` tells them;
+        a link that leads back to a directory above itself is not entered.
+
+        Raises as ``list_directory`` does, at any batch: a listing that stops half-way never ends as if it were whole.
         """
         ...
 

@@ -16,7 +16,7 @@ import concurrent.futures
 import datetime
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import fsspec
@@ -37,6 +37,7 @@ from raycache.errors import (
     SourceUnavailable,
 )
 from raycache.ufs.base import Limits
+from raycache.ufs.treewalk import THREADS, walk_tree
 
 _Result = TypeVar("_Result")
 _FINAL = (
@@ -113,6 +114,10 @@ class FsspecUfs:
             [pa.array(column, kind.type) for column, kind in zip(columns, LISTING_SCHEMA, strict=True)],
             schema=LISTING_SCHEMA,
         )
+
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
+        """See UnderFileSystem."""
+        return walk_tree(self.list_directory, path, threads)
 
     def stat(self, path: str) -> Stat:
         """See UnderFileSystem."""

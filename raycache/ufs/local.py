@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat as stat_flags
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,6 +32,7 @@ from raycache.errors import (
     ReadOnly,
     SourceUnavailable,
 )
+from raycache.ufs.treewalk import THREADS, walk_tree
 
 _TEMPORARY = ".raycache-put-"
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
@@ -74,6 +75,10 @@ class LocalUfs:
             [pa.array(column, kind.type) for column, kind in zip(columns, LISTING_SCHEMA, strict=True)],
             schema=LISTING_SCHEMA,
         )
+
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
+        """See UnderFileSystem."""
+        return walk_tree(self.list_directory, path, threads, self._is_loop)
 
     def stat(self, path: str) -> Stat:
         """See UnderFileSystem."""
@@ -140,6 +145,17 @@ class LocalUfs:
     def _is_inside(self, path: str) -> bool:
         root, real = os.path.realpath(self._root), os.path.realpath(path)
         return real == root or real.startswith(root.rstrip("/") + "/")
+
+    def _is_loop(self, path: str) -> bool:
+        """Whether a directory is, behind links, one that its own path leads through."""
+        if not path:
+            return False
+        real = os.path.realpath(os.path.join(self._root, path))
+        if real == os.path.join(os.path.realpath(self._root), path):
+            return False  # no link on the way
+        parts = path.split("/")
+        above = (os.path.join(self._root, *parts[:depth]) for depth in range(len(parts)))
+        return any(os.path.realpath(one) == real for one in above)
 
     def _name(self, path: str) -> str:
         return paths.join(self.uri, path)

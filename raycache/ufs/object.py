@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -34,6 +34,7 @@ from raycache.errors import (
 from raycache.ufs.base import Limits, UnderFileSystem
 from raycache.ufs.credentials import fsspec_s3_options, s3_config, s3_credential_provider
 from raycache.ufs.generic import FsspecUfs
+from raycache.ufs.treewalk import THREADS, AddBranch, Branch, directory_branch, empty_files, in_parallel, with_prefix
 
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f]|//|^/|/$")
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -48,6 +49,10 @@ _PASSING = {"RequestTimeout", "SlowDown", "OperationAborted"}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _KEY_MAX = 65_536
 """Longer than any store's keys. Arrow's binary_slice fails on an open end (measured with 26.0)."""
+_LIST_ROWS = 20_000
+"""Rows of one batch of a tree: 20 pages of S3."""
+_FAN_OUT = 512
+"""Most sub-prefixes that are listed one by one."""
 _memory_stores: dict[str, MemoryStore] = {}
 
 
@@ -75,9 +80,81 @@ class ObjectUfs:
                 if self._open_odd_keys is None:
                     raise
                 return self._open_odd_keys().list_directory(path)
-        skip = len(f"{key}/".encode()) if key else 0
+        skip = _skip(key)
         prefixes = [prefix.rstrip("/").encode()[skip:] for prefix in result["common_prefixes"]]
         return _listing(pa.table(result["objects"]), prefixes, skip)
+
+    def list_tree(self, path: str, threads: int = THREADS) -> Generator[Any, None, None]:
+        """See UnderFileSystem. One stream of keys, or one for each sub-prefix when there may be several at once."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.list_tree(path, threads)
+        return in_parallel(self._stream(path, "") if threads == 1 else self._fan_out(path, ""), threads)
+
+    def _fan_out(self, path: str, below: str) -> Branch:
+        """The branch that lists one level, and lets a stream of its own list each sub-prefix; further down where there
+        is just one."""
+
+        def branch(add: AddBranch) -> Iterator[Any]:
+            level = self.list_directory(paths.join(path, below))
+            children = _children(level, below)
+            if len(children) > _FAN_OUT:
+                add(self._stream(path, below))  # a request for each would be more requests than pages
+                return
+            yield with_prefix(level, below)
+            for child in children:
+                add(self._fan_out(path, child) if len(children) == 1 else self._stream(path, child))
+
+        return branch
+
+    def _one_level(self, path: str, below: str) -> Branch:
+        """The branch that lists one level, and a stream for each sub-prefix, however many there are."""
+
+        def branch(add: AddBranch) -> Iterator[Any]:
+            level = self.list_directory(paths.join(path, below))
+            yield with_prefix(level, below)
+            for child in _children(level, below):
+                add(self._stream(path, child))
+
+        return branch
+
+    def _stream(self, path: str, below: str) -> Branch:
+        """The branch of all keys below a prefix, a page at a time."""
+
+        def branch(add: AddBranch) -> Iterator[Any]:
+            key, skip = self._key(paths.join(path, below)), _skip(self._key(path))
+            in_doubt: set[bytes] = set()
+            with self._errors(paths.join(path, below)):
+                if self._odd_keys_for(paths.join(path, below)):
+                    add(directory_branch(self.list_directory, path, below))
+                    return
+                try:
+                    for chunk in obstore.list(self._store, key or None, chunk_size=_LIST_ROWS, return_arrow=True):
+                        batch = _listing(pa.table(chunk), [], skip)
+                        # obstore tells `d/`, which makes a directory exist, and an empty file `d` as the same.
+                        empty = empty_files(batch)
+                        in_doubt |= {
+                            name.rpartition(b"/")[0] for name in batch.column("name").filter(empty).to_pylist()
+                        }
+                        yield batch.filter(pc.invert(empty))
+                except oe.InvalidPathError:
+                    if self._open_odd_keys is None:
+                        raise
+                    # Some keys below have no name in obstore: down to them, where the other adapter lists.
+                    add(self._one_level(path, below))
+                    return
+            for parent in in_doubt:
+                add(self._level(path, parent.decode()))
+
+        return branch
+
+    def _level(self, path: str, below: str) -> Branch:
+        """The branch that tells the empty files of one directory from markers of directories."""
+
+        def branch(add: AddBranch) -> Iterator[Any]:
+            batch = self.list_directory(paths.join(path, below))
+            yield with_prefix(batch.filter(pc.or_(batch.column("is_dir"), empty_files(batch))), below)
+
+        return branch
 
     def stat(self, path: str) -> Stat:
         """See UnderFileSystem."""
@@ -188,6 +265,17 @@ def _time_ns(when: datetime.datetime) -> int:
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0][:300]
+
+
+def _skip(key: str) -> int:
+    """Bytes of a key that lead to the directory ``key``."""
+    return len(f"{key}/".encode()) if key else 0
+
+
+def _children(level: Any, below: str) -> list[str]:
+    """Paths of the directories in a listing of the directory ``below``."""
+    names = level.column("name").filter(level.column("is_dir")).to_pylist()
+    return [paths.join(below, name.decode()) for name in names if paths.is_shown(name)]
 
 
 def _listing(objects: Any, prefixes: list[bytes], skip: int) -> Any:

@@ -208,3 +208,16 @@ def test_no_link_leads_out_of_the_source(tmp_path):
                 ufs.stat(path)
         with pytest.raises(NotFound, match="leads out"):
             ufs.list_directory("directory")
+
+
+def test_tree_does_not_follow_links_in_circles(tmp_path: Path):
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "f").write_bytes(b"x")
+    (root / "empty").mkdir()
+    (root / "a" / "up").symlink_to(root / "a")
+    (root / "other").symlink_to(root / "a" / "b")
+    (root / "a" / "b" / "round").symlink_to(root)
+    ufs = open_ufs(str(root))
+    names = {name.decode() for batch in ufs.list_tree("") for name in batch["name"].to_pylist()}
+    assert names == {"a", "a/b", "a/b/f", "a/up", "a/b/round", "empty", "other", "other/f", "other/round"}

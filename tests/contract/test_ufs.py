@@ -16,6 +16,7 @@ import pytest
 
 from raycache.core.listing import LISTING_SCHEMA, prepare_listing
 from raycache.core.paths import parse_uri
+from raycache.core.tree import cut
 from raycache.errors import (
     AccessDenied,
     Changed,
@@ -86,6 +87,34 @@ def entries(ufs: UnderFileSystem, path: str = "") -> dict[bytes, dict[str, Any]]
     return {row["name"]: row for row in prepared.to_pylist() if row["name"] != b".keep"}
 
 
+def walked(ufs: UnderFileSystem, path: str) -> dict[str, dict[bytes, Any]]:
+    """Every directory below a path, one by one."""
+    found = {"": entries(ufs, path)}
+    for name in [name for name, row in found[""].items() if row["is_dir"]]:
+        for below, rows in walked(ufs, f"{path}/{name.decode()}".lstrip("/")).items():
+            found[f"{name.decode()}/{below}".rstrip("/")] = rows
+    return without_times(found)
+
+
+def listed_at_once(ufs: UnderFileSystem, path: str, threads: int) -> dict[str, dict[bytes, Any]]:
+    """The same from one listing of the tree."""
+    found: dict[str, dict[bytes, Any]] = {}
+    for below, batch in cut(list(ufs.list_tree(path, threads))):
+        prepared, hidden = prepare_listing(batch)
+        assert hidden == 0
+        found[below] = {row["name"]: row for row in prepared.to_pylist() if row["name"] != b".keep"}
+    return without_times(found)
+
+
+def without_times(found: dict[str, dict[bytes, Any]]) -> dict[str, dict[bytes, Any]]:
+    """Directories have none where they only follow from the names of files."""
+    for rows in found.values():
+        for row in rows.values():
+            if row["is_dir"]:
+                row.pop("mtime_ns", None)
+    return found
+
+
 class TestUnderFileSystem:
     def test_put_then_stat_list_get_delete(self, place: Place, ufs: UnderFileSystem):
         put = ufs.put("a/b.jpg", b"hello")
@@ -136,6 +165,32 @@ class TestUnderFileSystem:
         }
         assert set(entries(ufs, "d/deep")) == {b"er"}
         assert {row["etag"] for row in entries(ufs).values() if row["is_dir"]} == {b""}
+
+    @pytest.mark.parametrize("threads", [1, 8])
+    @pytest.mark.parametrize("path", ["", "d", "d/deep", "chain"])
+    def test_tree_is_what_walking_it_gives(self, place: Place, ufs: UnderFileSystem, path: str, threads: int):
+        if place.kind == "memory":
+            names = ["top", "d/one", "d/empty", "d/deep/er/three", "d.x", "chain/a/b/c/file", "e/\N{SNOWMAN}"]
+        else:
+            names = ["top", "d/one", "d/empty", "d/deep/er/three", "d.x", "chain/a/b/c/file", "e/new\nline", "e/plain"]
+        for name in names:
+            ufs.put(name, b"" if name.endswith("empty") else name.encode())
+        assert walked(ufs, path) == listed_at_once(ufs, path, threads)
+
+    def test_tree_of_one_directory_with_many_files(self, ufs: UnderFileSystem):
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda number: ufs.put(f"d/{number % 3}/{number:05}", b"x" * (number % 4)), range(600)))
+        assert walked(ufs, "") == listed_at_once(ufs, "", 4)
+        listing = ufs.list_tree("d", 4)
+        next(listing)
+        listing.close()
+
+    def test_tree_of_a_missing_directory(self, place: Place, ufs: UnderFileSystem):
+        if place.has_directories:
+            with pytest.raises(NotFound, match=f"{ufs.uri}/none"):
+                list(ufs.list_tree("none"))
+        else:
+            assert [row for batch in ufs.list_tree("none") for row in batch.to_pylist()] == []
 
     def test_directory_has_a_stat(self, ufs: UnderFileSystem):
         ufs.put("d/e/f", b"x")
@@ -360,6 +415,30 @@ class TestS3:
         shown, hidden = prepare_listing(batch)
         assert (shown["is_dir"].to_pylist(), hidden) == ([True], 1)
         assert set(entries(ufs, "both")) == {b"in"}
+
+    @pytest.mark.parametrize("threads", [1, 8])
+    def test_tree_with_markers_empty_files_and_shadows(self, object_store, ufs, prefix, threads):
+        for key in ("d/marked/", "d/empty", "marked2/", "marked2/x", "both", "both/in", "d/full", "none/"):
+            body = b"" if key.endswith(("/", "empty")) else b"x"
+            object_store.client().put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=body)
+        found = {path: prepare_listing(batch) for path, batch in cut(list(ufs.list_tree("", threads)))}
+        assert {
+            path: {row["name"].decode(): row["is_dir"] for row in rows.to_pylist()} for path, (rows, _) in found.items()
+        } == {
+            "": {"d": True, "marked2": True, "both": True, "none": True},
+            "d": {"marked": True, "empty": False, "full": False},
+            "d/marked": {},
+            "marked2": {"x": False},
+            "both": {"in": False},
+            "none": {},
+        }
+        assert {path: hidden for path, (_, hidden) in found.items() if hidden} == {"": 1}
+
+    def test_tree_of_a_missing_bucket(self, object_store):
+        ufs = open_ufs("s3://no-such-bucket/x", object_store.storage_options)
+        for threads in (1, 8):
+            with pytest.raises(NotFound, match="no such bucket"):
+                list(ufs.list_tree("", threads))
 
     def test_empty_segment(self, object_store, ufs, prefix):
         # SeaweedFS keeps a//b as a/b. What matters is that the directory can be listed and its files read.

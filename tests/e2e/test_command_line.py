@@ -35,10 +35,16 @@ def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> N
     assert "version" in cli("stat", f"{source}/b").stdout
     assert json.loads(cli("ls", "--json").stdout)[0]["name"] == "data"
     assert json.loads(cli("refresh", source, "--json").stdout) == {"uri": source, "version": 1}
+    tree = json.loads(cli("refresh", "--recursive", source, "--json").stdout)
+    assert tree.pop("seconds") >= 0
+    assert tree == {"uri": source, "files": 3, "directories": 2, "changed": 0}
+    assert "3 files in 2 directories, 0 of them changed" in cli("refresh", "-r", "raycache://data").stdout
+    assert "is a file" in cli("refresh", "-r", f"{source}/b").stderr
 
     status = json.loads(cli("status", "--json").stdout)
     (mount,) = status["mounts"]
     assert mount["mountpoint"] == str(mountpoint)
+    assert [job["state"] for job in status["datasets"][0]["listings"]] == ["done", "done"]
     assert {"session", "gateway_pid", "holder_pid", "restarts", "degraded"} <= set(mount)
     assert status["workers"][0]["mem_quota_bytes"] > 0
     assert {"reads", "hits", "misses", "ufs_requests", "ufs_bytes", "read_through"} <= set(status["totals"])

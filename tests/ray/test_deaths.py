@@ -110,3 +110,25 @@ def test_a_read_ends_with_an_error_when_the_source_is_away(
         assert all(f"s3://{files[5:]}/" in text for text in failed)
         proxy.down = False
         assert raycache.read_many([f"{files}/{FILES - 1:02d}"])[0] == body(FILES - 1)
+
+
+def test_a_recursive_refresh_survives_the_master(
+    files: str, s3_env: ObjectStoreServer, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raycache.testing.proxy import CountingProxy
+
+    with CountingProxy(s3_env.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        raycache.dataset("data", files)
+        s3_env.client().put_object(Bucket=files[5:], Key="sub/new", Body=b"new")
+        jobs: list[Any] = []
+        refresh = threading.Thread(target=lambda: jobs.append(raycache.refresh("raycache://data", recursive=True)))
+        with proxy.hold("list-type=2") as gate:
+            refresh.start()
+            assert gate.wait_arrived()
+            (job,) = raycache.status()["datasets"][0]["listings"]
+            assert (job["state"], job["changed"]) == ("running", 0)
+            os.kill(cache.master.status()["pid"], signal.SIGKILL)
+        refresh.join(60)
+        assert [(job.state, job.files, job.directories, job.changed) for job in jobs] == [("done", FILES + 1, 2, 2)]
+        assert raycache.listdir("raycache://data/sub") == ["new"]

@@ -46,6 +46,21 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     assert again.add_dataset("train", "s3://bucket/train", 6).root_id > third
 
 
+def test_a_version_that_does_not_follow_the_stored_one_is_not_stored() -> None:
+    catalog = Catalog.open(":memory:")
+    root_id = catalog.add_dataset("train", "s3://bucket/train", 5).root_id
+    none = pa.RecordBatch.from_pylist([], schema=LISTING_SCHEMA)
+
+    def save(version: int) -> bool:
+        about = Directory(root_id, "train", "s3://bucket/train", "", version, 9, 100)
+        body = bytes(archive.to_kept(build(about, none, np.zeros(0, np.uint64))))
+        return catalog.save_manifest(about, body) is not None
+
+    assert [save(version) for version in (2, 1, 1, 2, 4, 2, 3)] == [False, True, False, True, False, False, True]
+    assert catalog.version(root_id) == 3
+    assert catalog.changes(0) == (2, [root_id])
+
+
 def test_one_name_one_source(tmp_path: Path) -> None:
     catalog = Catalog.open(":memory:")
     catalog.add_dataset("train", "s3://bucket/train", 1)

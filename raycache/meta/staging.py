@@ -1,0 +1,271 @@
+"""What recursive listings have found and not published yet, in the catalog: jobs, parts, staged manifests.
+
+A job stages part after part of a tree and publishes all in one transaction. What a job that did not end has staged is
+there for the next one. Tables: ``listings``, ``staged_parts``, ``staged_manifests`` in ``catalog``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from raycache.core.values import Buffer, ListingJob
+from raycache.errors import NotFound
+from raycache.meta.catalog import Catalog, number_directories
+
+RESUME_NS = 3600 * 10**9
+"""A job that gave its last sign of life this long ago is not resumed: its source has moved on."""
+JOBS_KEPT = 16
+"""Jobs that are over, remembered per dataset."""
+_VACUUM_PAGES = 2000
+"""Pages given back to the disk in one transaction."""
+_JOB = "job_id, dataset, path, state, files, directories, changed, started_ns, updated_ns, error_kind, error"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a tree that has been listed and staged."""
+
+    path: str
+    """Inside the dataset."""
+    whole: bool
+    """With all that is below; else the one directory, and what is below it are parts of their own."""
+    files: int
+    directories: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """One directory of a part: what will be published, should it still follow what is there then."""
+
+    dir_id: int
+    base_version: int
+    """Version that ``body`` follows, 0 for a first one."""
+    body: Buffer | None
+    """As in ``manifests``; None when the directory did not change."""
+
+
+class JobEnded(Exception):
+    """The job is not running any more: cancelled, or its dataset was removed."""
+
+
+class Staging:
+    """Verbs over the staging tables; one transaction each."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def begin(self, dataset: str, dir_id: int, path: str, now_ns: int) -> ListingJob:
+        """A running job for a directory: the one that did not end, if it is fresh enough, else a new one."""
+        with self._catalog.transaction() as db:
+            db.execute(
+                "UPDATE listings SET state = 'failed', error_kind = 'Unavailable', error = 'its master went away'"
+                " WHERE dir_id = ? AND state = 'running' AND updated_ns < ?",
+                (dir_id, now_ns - RESUME_NS),
+            )
+            unfinished = db.execute(
+                "SELECT job_id FROM listings WHERE dir_id = ? AND state != 'done' AND updated_ns >= ?"
+                " ORDER BY job_id DESC LIMIT 1",
+                (dir_id, now_ns - RESUME_NS),
+            ).fetchone()
+            if unfinished:
+                job_id = unfinished[0]
+                db.execute(
+                    "UPDATE listings SET state = 'running', error_kind = '', error = '', updated_ns = ?"
+                    " WHERE job_id = ?",
+                    (now_ns, job_id),
+                )
+                # What had vanished may have come back.
+                db.execute("DELETE FROM staged_manifests WHERE job_id = ? AND part IS NULL", (job_id,))
+            else:
+                (job_id,) = db.execute(
+                    "INSERT INTO listings (dir_id, dataset, path, state, started_ns, updated_ns)"
+                    " VALUES (?, ?, ?, 'running', ?, ?) RETURNING job_id",
+                    (dir_id, dataset, _key(path), now_ns, now_ns),
+                ).fetchone()
+            _forget_old(db, dataset, dir_id, job_id, now_ns)
+        return self.job(job_id)
+
+    def job(self, job_id: int) -> ListingJob:
+        """One job as it was last written. Raises NotFound."""
+        with self._catalog.transaction() as db:
+            row = db.execute(f"SELECT {_JOB} FROM listings WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"no listing job has the number {job_id}; its dataset was removed, or it is long over")
+        return _job(row)
+
+    def jobs(self, dataset: str) -> list[ListingJob]:
+        """Jobs of a dataset, the latest first."""
+        with self._catalog.transaction() as db:
+            rows = db.execute(f"SELECT {_JOB} FROM listings WHERE dataset = ? ORDER BY job_id DESC", (dataset,))
+            return [_job(row) for row in rows]
+
+    def parts(self, job_id: int) -> dict[str, Part]:
+        """Parts that the job has staged, by path."""
+        with self._catalog.transaction() as db:
+            rows = db.execute(
+                "SELECT path, whole, files, directories FROM staged_parts WHERE job_id = ?", (job_id,)
+            ).fetchall()
+        return {_path(row[0]): Part(_path(row[0]), bool(row[1]), row[2], row[3]) for row in rows}
+
+    def number_directories(self, job_id: int, dataset: str, paths: Sequence[str]) -> list[int]:
+        """See Catalog.number_directories. Raises JobEnded: a dataset that was removed gets no new directories."""
+        with self._running(job_id) as db:
+            return number_directories(db, dataset, paths)
+
+    def versions(self, dir_ids: Sequence[int]) -> list[int]:
+        """Published version of each directory, 0 where there is none."""
+        with self._catalog.transaction() as db:
+            found = [db.execute("SELECT version FROM manifests WHERE dir_id = ?", (one,)).fetchone() for one in dir_ids]
+        return [row[0] if row else 0 for row in found]
+
+    def stage(self, job_id: int, parts: Sequence[tuple[Part, Sequence[Staged]]], now_ns: int) -> tuple[int, int]:
+        """Keep parts and their directories; files and directories staged in all. Raises JobEnded."""
+        with self._running(job_id) as db:
+            for part, staged in parts:
+                db.execute(
+                    "INSERT OR REPLACE INTO staged_parts VALUES (?, ?, ?, ?, ?)",
+                    (job_id, _key(part.path), part.whole, part.files, part.directories),
+                )
+                _insert(db, job_id, _key(part.path), staged)
+            db.execute("UPDATE listings SET updated_ns = ? WHERE job_id = ?", (now_ns, job_id))
+            return _count(db, job_id)
+
+    def touch(self, job_id: int, now_ns: int) -> None:
+        """Note that the job lives, though it has found nothing to stage for a while. Raises JobEnded."""
+        with self._running(job_id) as db:
+            db.execute("UPDATE listings SET updated_ns = ? WHERE job_id = ?", (now_ns, job_id))
+
+    def stage_vanished(self, job_id: int, staged: Sequence[Staged]) -> None:
+        """Keep the last versions of directories that are gone. Raises JobEnded."""
+        with self._running(job_id) as db:
+            _insert(db, job_id, None, staged)
+
+    def drop_parts(self, job_id: int, paths: Iterable[str]) -> None:
+        """Forget parts that the tree has no more. Raises JobEnded."""
+        keys = [(job_id, _key(path)) for path in paths]
+        with self._running(job_id) as db:
+            for table, column in (("staged_manifests", "part"), ("staged_parts", "path")):
+                db.executemany(f"DELETE FROM {table} WHERE job_id = ? AND {column} = ?", keys)
+            _count(db, job_id)
+
+    def vanished(self, job_id: int) -> list[int]:
+        """Listed directories below the job's that it has not found. Raises JobEnded."""
+        with self._running(job_id) as db:
+            dataset, path = db.execute("SELECT dataset, path FROM listings WHERE job_id = ?", (job_id,)).fetchone()
+            below, stop = (path + b"/", path + b"0") if path else (b"\0", None)  # '0' follows '/'
+            rows = db.execute(
+                "SELECT dir_id FROM directories d JOIN manifests USING (dir_id) WHERE d.dataset = ?1 AND d.path >= ?2"
+                " AND (?3 IS NULL OR d.path < ?3) AND NOT EXISTS (SELECT 1 FROM staged_manifests s"
+                " WHERE s.job_id = ?4 AND s.dir_id = d.dir_id)",
+                (dataset, below, stop, job_id),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def publish(self, job_id: int, now_ns: int) -> int:
+        """Put all that is staged in the place of what was there, in one step, and count it. Raises JobEnded.
+
+        A directory that somebody refreshed since it was staged keeps that newer version.
+        """
+        with self._running(job_id) as db:
+            db.execute(
+                "DELETE FROM staged_manifests WHERE job_id = ? AND base_version !="
+                " coalesce((SELECT version FROM manifests m WHERE m.dir_id = staged_manifests.dir_id), 0)",
+                (job_id,),
+            )
+            (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
+            changed = db.execute(
+                "INSERT OR REPLACE INTO manifests SELECT s.dir_id, base_version + 1, s.body,"
+                " CASE WHEN base_version > 0 THEN ?1 + s.rowid ELSE 0 END,"
+                " CASE WHEN base_version > 0 THEN ltrim(m.changes || ',' || (?1 + s.rowid), ',') ELSE '' END"
+                " FROM staged_manifests s LEFT JOIN manifests m USING (dir_id) WHERE job_id = ?2 AND s.body NOT NULL",
+                (last, job_id),
+            ).rowcount
+            db.execute(
+                "UPDATE listings SET state = 'done', changed = ?, updated_ns = ? WHERE job_id = ?",
+                (changed, now_ns, job_id),
+            )
+        return changed
+
+    def end(self, job_id: int, state: str, error_kind: str, error: str, now_ns: int) -> None:
+        """Write how a job that published nothing ended; what it staged stays, for the next one."""
+        with self._catalog.transaction() as db:
+            db.execute(
+                "UPDATE listings SET state = ?, error_kind = ?, error = ?, updated_ns = ? WHERE job_id = ?"
+                " AND state = 'running'",
+                (state, error_kind, error, now_ns, job_id),
+            )
+
+    def clear(self, job_id: int) -> None:
+        """Give the room of a job that is done back to the disk."""
+        with self._catalog.transaction() as db:
+            _unstage(db, [job_id])
+        free = None
+        while True:
+            with self._catalog.transaction() as db:
+                (before,) = db.execute("PRAGMA freelist_count").fetchone()
+                if before in (0, free):  # the same again: a catalog that was made without this ability
+                    return
+                free = before
+                db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+
+    @contextmanager
+    def _running(self, job_id: int) -> Iterator[sqlite3.Connection]:
+        with self._catalog.transaction() as db:
+            row = db.execute("SELECT state FROM listings WHERE job_id = ?", (job_id,)).fetchone()
+            if row is None or row[0] != "running":
+                raise JobEnded
+            yield db
+
+
+def _count(db: sqlite3.Connection, job_id: int) -> tuple[int, int]:
+    """Files and directories that a job has staged, noted with the job."""
+    files, directories = db.execute(
+        "SELECT coalesce(sum(files), 0), coalesce(sum(directories), 0) FROM staged_parts WHERE job_id = ?", (job_id,)
+    ).fetchone()
+    db.execute("UPDATE listings SET files = ?, directories = ? WHERE job_id = ?", (files, directories, job_id))
+    return files, directories
+
+
+def _insert(db: sqlite3.Connection, job_id: int, part: bytes | None, staged: Sequence[Staged]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO staged_manifests VALUES (?, ?, ?, ?, ?)",
+        [(job_id, one.dir_id, part, one.base_version, one.body) for one in staged],
+    )
+
+
+def _forget_old(db: sqlite3.Connection, dataset: str, dir_id: int, job_id: int, now_ns: int) -> None:
+    """What was staged and cannot be resumed any more, and jobs that are long over."""
+    stale = db.execute(
+        "SELECT job_id FROM listings WHERE job_id != ? AND (dir_id = ? OR state = 'done' OR updated_ns < ?)"
+        " AND job_id IN (SELECT job_id FROM staged_parts)",
+        (job_id, dir_id, now_ns - RESUME_NS),
+    ).fetchall()
+    _unstage(db, [row[0] for row in stale])
+    db.execute(
+        "DELETE FROM listings WHERE dataset = ?1 AND (state != 'running' OR updated_ns < ?3)"
+        " AND job_id NOT IN (SELECT job_id FROM staged_parts)"
+        " AND job_id NOT IN (SELECT job_id FROM listings WHERE dataset = ?1 ORDER BY job_id DESC LIMIT ?2)",
+        (dataset, JOBS_KEPT, now_ns - RESUME_NS),
+    )
+
+
+def _unstage(db: sqlite3.Connection, job_ids: Sequence[int]) -> None:
+    for table in ("staged_manifests", "staged_parts"):
+        db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for job_id in job_ids])
+
+
+def _job(row: Sequence[Any]) -> ListingJob:
+    job_id, dataset, path, *rest = row
+    return ListingJob(job_id, dataset, _path(path), *rest)
+
+
+def _key(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _path(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")
