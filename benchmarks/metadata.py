@@ -76,6 +76,7 @@ def main() -> None:
 def synthetic_master(files: int) -> Any:
     """A master actor class whose sources are made up: everything else in it is the real one."""
     from raycache.actors.master import MasterActor
+    from raycache.meta import metadata
     from raycache.testing.synthetic import SyntheticUfs
     from raycache.ufs import sources
 
@@ -83,7 +84,8 @@ def synthetic_master(files: int) -> Any:
         def __init__(self, settings: Any) -> None:
             made = self._made = SyntheticUfs(SOURCE, files)
             open_real = sources.open_ufs
-            sources.open_ufs = lambda uri, *rest: made if uri == SOURCE else open_real(uri, *rest)
+            for module in (sources, metadata):
+                module.open_ufs = lambda uri, *rest: made if uri == SOURCE else open_real(uri, *rest)
             super().__init__(settings)
 
         def making_s(self) -> float:

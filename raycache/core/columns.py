@@ -24,8 +24,9 @@ BUCKET_ROWS = 4
 _LONGEST = 65_536
 """Beyond any name. Arrow's binary_slice fails on an open end (measured with 26.0)."""
 UNITS_NS = (10**9, 10**6, 1)
-_HASH_STEP = 65_536
-"""Names that are Python objects at one time while a directory is indexed, whatever its size."""
+_STEP = 16_384
+"""Rows that are worked on at one time, so that what is made of them stays in the processor's cache, and names are
+Python objects for no longer than that."""
 
 Stored = dict[str, Any]
 """Arrow arrays by column name."""
@@ -219,8 +220,8 @@ class Index:
     def of(names: Names) -> Index:
         """Index all rows."""
         hashes = np.empty(len(names), dtype=np.uint64)
-        for start in range(0, len(names), _HASH_STEP):
-            chunk = names.slice(start, min(len(names), start + _HASH_STEP)).to_pylist()
+        for start in range(0, len(names), _STEP):
+            chunk = names.slice(start, min(len(names), start + _STEP)).to_pylist()
             hashes[start : start + len(chunk)] = hash_names(chunk)
         count = max(1, len(names) // BUCKET_ROWS)
         buckets = _buckets_of(hashes, count)
@@ -296,40 +297,35 @@ def pack_etags(etags: pa.BinaryArray) -> pa.BinaryArray:
     16 always means a digest and a leading zero is never part of a text.
     """
     etags = etags.fill_null(b"")
-    is_md5 = _are_md5s(etags)
-    digests = _digests(etags if is_md5.all() else etags.filter(pa.array(is_md5)))
+    is_md5, digests = _digests(etags)
+    offsets = np.arange(0, digests.size + 1, DIGEST_BYTES, dtype=np.int32)
+    packed = pa.Array.from_buffers(pa.binary(), len(digests), [None, pa.py_buffer(offsets), pa.py_buffer(digests)])
     if is_md5.all():
-        return digests
+        return packed
     texts = etags.filter(pa.array(~is_md5)).to_pylist()
     escaped = pa.array([b"\0" + text if len(text) == 16 or text[:1] == b"\0" else text for text in texts], pa.binary())
     order = np.empty(len(etags), np.int64)
     order[np.concatenate([np.flatnonzero(is_md5), np.flatnonzero(~is_md5)])] = np.arange(len(etags))
-    return pa.concat_arrays([digests, escaped]).take(pa.array(order))
+    return pa.concat_arrays([packed, escaped]).take(pa.array(order))
 
 
-def _are_md5s(etags: pa.BinaryArray) -> NDArray[np.bool_]:
+def _digests(etags: pa.BinaryArray) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Which versions are MD5s, and those in binary: 16 columns, a row for each."""
     at, data = binary_views(etags)
-    lengths = np.diff(np.asarray(at))
-    found: NDArray[np.bool_] = lengths == 34
-    rows = np.flatnonzero(found)
-    begins = np.asarray(at)[rows].astype(np.int64)
-    characters = np.frombuffer(data, np.uint8)
-    for step in range(0, len(rows), _HASH_STEP):  # not 34 positions for each of many million rows at once
-        texts = characters[begins[step : step + _HASH_STEP, None] + np.arange(34)]
+    characters, begins = np.frombuffer(data, np.uint8), np.asarray(at)[:-1].astype(np.int64)
+    is_md5: NDArray[np.bool_] = np.diff(np.asarray(at)) == 34
+    rows = np.flatnonzero(is_md5)
+    digests = np.empty((len(rows), DIGEST_BYTES), np.uint8)
+    for start in range(0, len(rows), _STEP):
+        some = slice(start, start + _STEP)
+        texts = characters[begins[rows[some], None] + np.arange(34)]
         body = texts[:, 1:33]
-        is_hex = (body - np.uint8(ord("0")) < 10) | (body - np.uint8(ord("a")) < 6)
-        right = (texts[:, 0] == ord('"')) & (texts[:, 33] == ord('"')) & is_hex.all(axis=1)
-        found[rows[step : step + _HASH_STEP]] = right
-    return found
-
-
-def _digests(etags: pa.BinaryArray) -> pa.BinaryArray:
-    at, data = binary_views(etags)
-    digits = np.frombuffer(data, np.uint8)[at[0] : at[-1]].reshape(-1, 34)[:, 1:33]
-    halves = np.where(digits < ord("a"), digits - ord("0"), digits - ord("a") + 10).astype(np.uint8)
-    packed = np.ascontiguousarray(halves[:, ::2] << 4 | halves[:, 1::2])
-    offsets = np.arange(0, packed.size + 1, DIGEST_BYTES, dtype=np.int32)
-    return pa.Array.from_buffers(pa.binary(), len(etags), [None, pa.py_buffer(offsets), pa.py_buffer(packed)])
+        digits, letters = body - np.uint8(ord("0")), body - np.uint8(ord("a"))  # what is neither wraps to a large one
+        is_hex = ((digits < 10) | (letters < 6)).all(axis=1)
+        is_md5[rows[some]] = is_hex & (texts[:, 0] == ord('"')) & (texts[:, 33] == ord('"'))
+        halves = np.where(digits < 10, digits, letters + np.uint8(10))
+        digests[some] = halves[:, ::2] << np.uint8(4) | halves[:, 1::2]
+    return is_md5, digests[is_md5[rows]]
 
 
 def numbers(column: Any) -> NDArray[Any]:

@@ -36,9 +36,7 @@ def prepare_listing(listing: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
     A directory shadows an object of the same name. A name that Linux forbids (longer than 255 bytes, with a NUL)
     cannot be shown at all.
     """
-    if not _is_ascending(
-        listing.column("name")
-    ):  # an object store's listing is, and to sort takes half of all the time
+    if not is_ascending(listing.column("name")):  # an object store's listing is, and to sort takes half of all the time
         listing = listing.take(pc.sort_indices(listing, sort_keys=[("name", "ascending"), ("is_dir", "descending")]))
     names = listing.column("name")
     keep = np.ones(len(names), dtype=bool)
@@ -139,7 +137,8 @@ def new_directories(old: Manifest | None, listing: pa.RecordBatch) -> list[bytes
     return names
 
 
-def _is_ascending(names: pa.BinaryArray) -> bool:
+def is_ascending(names: pa.BinaryArray) -> bool:
+    """Whether names are in order, each but once."""
     return len(names) < 2 or bool(pc.all(pc.less(names.slice(0, len(names) - 1), names.slice(1))).as_py())
 
 
@@ -163,7 +162,7 @@ def _contains(names: pa.BinaryArray, lengths: NDArray[Any], forbidden: bytes) ->
     """Which names hold one of the forbidden bytes, without an object per name."""
     at, data = binary_views(names)
     body = np.frombuffer(data, dtype=np.uint8)[at[0] : at[-1]]
-    hits = np.flatnonzero(np.isin(body, np.frombuffer(forbidden, dtype=np.uint8)))
+    hits = np.flatnonzero(np.any([body == byte for byte in forbidden], axis=0))
     found = np.zeros(len(lengths), dtype=bool)
     found[np.searchsorted(np.asarray(at)[1:] - at[0], hits, side="right")] = True
     return found

@@ -40,6 +40,9 @@ PART_ROWS = 1 << 18
 """A part that is larger and has directories is listed directory by directory."""
 PARTS = 6
 """Parts of one job that are listed at once."""
+ROWS_UNDER_WAY = 500_000
+"""Rows of a job that have come and are not staged, about 250 bytes each while they become manifests. Beyond that only
+the part that was asked for first goes on, so that memory is bounded by this and the largest part."""
 STAGE_ROWS = 100_000
 STAGE_S = 2.0
 """What was found is staged when it is so many rows, or after so long: a commit for each small part would cost more
@@ -302,6 +305,7 @@ class _Listing:
         self._wanted = deque([_Wanted(job.about.path, one_level=False)])
         self._under_way: set[Future[_Found]] = set()
         self._found: list[_Found] = []
+        self._unstaged: dict[str, None] = {}
 
     def run(self) -> None:
         """List and stage every part. Raises JobEnded, and what the source raises."""
@@ -316,12 +320,12 @@ class _Listing:
                 self._take(done)
                 rows, waited_s = sum(one.part.files for one in self._found), time.monotonic() - staged_at
                 if self._found and (rows >= STAGE_ROWS or waited_s > STAGE_S):
-                    self._stage(self._job, self._found)
-                    self._found, staged_at = [], time.monotonic()
+                    self._stage_found()
+                    staged_at = time.monotonic()
                 elif waited_s > _TOUCH_S:
                     self._staging.touch(self._job.about.job_id, self._now_ns())
                     staged_at = time.monotonic()
-            self._stage(self._job, self._found)
+            self._stage_found()
         except BaseException:  # whatever ended the job, the parts that are complete are worth keeping
             self._job.stop.set()
             last, _ = wait(self._under_way, timeout=_LAST_WORDS_S)
@@ -334,6 +338,18 @@ class _Listing:
             pool.shutdown(wait=False, cancel_futures=True)
         # What an earlier attempt found and is not in the tree any more.
         self._staging.drop_parts(self._job.about.job_id, self._staged.keys() - self._met)
+
+    def _stage_found(self) -> None:
+        found, self._found = self._found, []
+        self._stage(self._job, found)
+        for one in found:
+            self._unstaged.pop(one.part.path, None)
+
+    def _pace(self, path: str) -> None:
+        """Wait while too much is under way, unless this part is the first in line. Raises JobEnded."""
+        while self._job.under_way > ROWS_UNDER_WAY and next(iter(self._unstaged), path) != path:
+            if self._job.stop.wait(_TURN_S / 10):
+                raise JobEnded
 
     def _take(self, done: set[Future[_Found]]) -> None:
         """What has come, the good parts before the first error is raised."""
@@ -353,6 +369,7 @@ class _Listing:
             staged = self._staged.get(wanted.path)
             if staged is not None and staged.whole:
                 continue
+            self._unstaged[wanted.path] = None
             one_level = wanted.one_level or staged is not None
             # A part that is alone may use all threads; of many, each gets one.
             threads = max(1, PARTS // (1 + len(self._under_way) + len(self._wanted)))
@@ -386,6 +403,7 @@ class _Listing:
         try:
             with closing(ufs.list_tree(path, threads)) as listing:
                 for batch in listing:
+                    self._pace(path)
                     if self._job.stop.is_set():
                         raise JobEnded
                     batches.append(batch)
