@@ -13,6 +13,7 @@ from listings import Entry, listing_of
 
 from raycache.core.values import ListingJob
 from raycache.errors import ClusterUnavailable, NotADirectory, NotFound, SourceUnavailable, Unavailable
+from raycache.meta import treelisting
 from raycache.meta.catalog import Catalog
 from raycache.meta.staging import RESUME_NS
 from raycache.meta.treelisting import JOBS, TreeListings
@@ -364,15 +365,16 @@ def test_twins_and_names_that_cannot_be_shown_are_hidden_and_counted() -> None:
     }
 
 
-def test_many_small_directories_are_one_part() -> None:
-    tree = Tree(*(f"{number:03}/f" for number in range(600)), "top")
+def test_many_small_directories_are_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(treelisting, "PART_COUNT", 20)
+    tree = Tree(*(f"{number:03}/f" for number in range(30)), "top")
     master = Master(tree)
     job = master.refresh()
-    assert (job.state, job.files, job.directories) == ("done", 601, 601)
+    assert (job.state, job.files, job.directories) == ("done", 31, 31)
     assert master.shown() == tree.files
     assert tree.asked == ["", ""], "one level, and then all of it"
-    split = Master(tree, part_rows=100)
-    assert split.refresh().files == 601
+    split = Master(tree, part_rows=10)
+    assert split.refresh().files == 31
     assert split.shown() == tree.files
 
 
