@@ -44,9 +44,9 @@ PART_COUNT = 512
 PARTS = 6
 """Parts of one job that are listed at once."""
 STAGE_ROWS = 32_000
+"""Rows, and"""
 STAGE_S = 2.0
-"""What was found is staged when it is so many rows, or after so long: a commit for each small part would cost more
-than listing it."""
+"""seconds after which what was found is staged: a commit for each small part would cost more than listing it."""
 JOBS = 4
 """Jobs that run at once."""
 WAIT_S = 5.0
@@ -316,9 +316,9 @@ class _Listing:
             while self._wanted or self._under_way:
                 self._submit(pool)
                 done, self._under_way = wait(self._under_way, timeout=_TURN_S, return_when=FIRST_COMPLETED)
+                self._take(done)
                 if self._job.stop.is_set():
                     raise JobEnded
-                self._take(done)
                 rows, waited_s = sum(one.part.files for one in self._found), time.monotonic() - staged_at
                 if self._found and (rows >= STAGE_ROWS or waited_s > STAGE_S):
                     self._stage(self._job, self._found)
