@@ -1,8 +1,9 @@
 """Recursive listings: the whole tree below a directory, listed side by side and published in one step.
 
-A tree is listed in parts. A part is first tried whole; one that turns out to be large and to have directories of its
-own is listed one level deep instead, and what is below it become parts. So memory is bounded by ``PARTS`` parts of
-``PART_ROWS`` rows, or by as many single directories where those are larger.
+A tree is listed in parts: the top one level deep, and so on down until there are parts enough to list side by side;
+these are listed whole. One that turns out to be large and to have directories of its own is listed one level deep
+instead, and what is below it become parts. So memory is bounded by ``PARTS`` parts of ``PART_ROWS`` rows, or by as many
+single directories where those are larger; and while parts are listed, others become manifests.
 
 Nothing is seen of a listing before its end. What it found is staged in the catalog (``staging``), where a job that
 failed, was cancelled or lost its master has left it for the next one. A part that is listed half is not staged.
@@ -38,15 +39,17 @@ from raycache.ufs.sources import Sources
 
 PART_ROWS = 1 << 18
 """A part that is larger and has directories is listed directory by directory."""
+PART_COUNT = 512
+"""A directory with more sub-directories is first tried whole: a request for each would be more than there are pages."""
 PARTS = 6
 """Parts of one job that are listed at once."""
 ROWS_UNDER_WAY = 500_000
 """Rows of a job that have come and are not staged, about 250 bytes each while they become manifests. Beyond that only
 the part that was asked for first goes on, so that memory is bounded by this and the largest part."""
-STAGE_ROWS = 100_000
+STAGE_ROWS = 32_000
+"""Rows, and"""
 STAGE_S = 2.0
-"""What was found is staged when it is so many rows, or after so long: a commit for each small part would cost more
-than listing it."""
+"""seconds after which what was found is staged: a commit for each small part would cost more than listing it."""
 JOBS = 4
 """Jobs that run at once."""
 WAIT_S = 5.0
@@ -302,7 +305,9 @@ class _Listing:
         self._now_ns = now_ns
         self._staged = staging.parts(job.about.job_id)
         self._met: set[str] = set()
-        self._wanted = deque([_Wanted(job.about.path, one_level=False)])
+        self._wanted = deque([_Wanted(job.about.path, one_level=True)])
+        # It comes as one piece, and obstore needs several times its size meanwhile.
+        self._levels = threading.Semaphore(2)
         self._under_way: set[Future[_Found]] = set()
         self._found: list[_Found] = []
         self._unstaged: dict[str, None] = {}
@@ -315,9 +320,9 @@ class _Listing:
             while self._wanted or self._under_way:
                 self._submit(pool)
                 done, self._under_way = wait(self._under_way, timeout=_TURN_S, return_when=FIRST_COMPLETED)
+                self._take(done)
                 if self._job.stop.is_set():
                     raise JobEnded
-                self._take(done)
                 rows, waited_s = sum(one.part.files for one in self._found), time.monotonic() - staged_at
                 if self._found and (rows >= STAGE_ROWS or waited_s > STAGE_S):
                     self._stage_found()
@@ -370,7 +375,8 @@ class _Listing:
             if staged is not None and staged.whole:
                 continue
             self._unstaged[wanted.path] = None
-            one_level = wanted.one_level or staged is not None
+            few = len(self._met) + len(self._wanted) < PARTS
+            one_level = wanted.one_level or few or staged is not None
             # A part that is alone may use all threads; of many, each gets one.
             threads = max(1, PARTS // (1 + len(self._under_way) + len(self._wanted)))
             self._under_way.add(pool.submit(self._list, replace(wanted, one_level=one_level), threads))
@@ -378,8 +384,14 @@ class _Listing:
     def _list(self, wanted: _Wanted, threads: int) -> _Found:
         since_ns = self._now_ns()
         try:
-            found = None if wanted.one_level else self._try_whole(wanted.path, threads, since_ns)
-            return found or self._list_level(wanted.path, since_ns)
+            if not wanted.one_level:
+                return self._try_whole(wanted.path, threads, since_ns) or self._list_level(wanted.path, since_ns)
+            level = self._list_level(wanted.path, since_ns)
+            whole = self._try_whole(wanted.path, threads, since_ns) if len(level.more) > PART_COUNT else None
+            if whole is None:
+                return level
+            self._job.count(-level.part.files)
+            return whole
         except (NotFound, NotADirectory):
             if wanted.path == self._job.about.path:
                 raise
@@ -419,13 +431,14 @@ class _Listing:
                 self._job.count(-rows)
 
     def _list_level(self, path: str, since_ns: int) -> _Found:
-        listing = self._call(lambda ufs: ufs.list_directory(path))
+        with self._levels:
+            listing = self._call(lambda ufs: ufs.list_directory(path))
         names = listing.column("name").filter(listing.column("is_dir")).to_pylist()
         shown = sorted({name for name in names if paths.is_shown(name)})
         more = [_Wanted(paths.join(path, name.decode("utf-8", "surrogateescape")), len(shown) == 1) for name in shown]
         files = listing.num_rows - len(names)
         self._job.count(files)
-        return _Found(Part(path, False, files, 1), since_ns, [("", listing)], more)
+        return _Found(Part(path, not more, files, 1), since_ns, [("", listing)], more)
 
     def _call(self, use: Callable[[UnderFileSystem], Any]) -> Any:
         if self._job.stop.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import raycache
 from raycache.testing import ObjectStoreServer
+from raycache.testing.proxy import CountingProxy
 
 
 @pytest.fixture
@@ -52,6 +54,25 @@ def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> N
     assert source in shown
     assert str(mountpoint) in shown
     assert cli("umount", str(mountpoint)).returncode == 0
+
+
+def test_an_interrupt_cancels_a_recursive_refresh(
+    source: str, cache: Any, s3_env: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CountingProxy(s3_env.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        raycache.dataset("data", source)
+        command = [sys.executable, "-m", "raycache.cli", "refresh", "-r", "raycache://data"]
+        with proxy.hold("list-type=2") as gate:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                assert gate.wait_arrived(timeout_s=30)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+            assert process.returncode != 0
+            assert "Traceback" not in said
+            job = cache.master.listing(raycache.status()["datasets"][0]["listings"][0]["job_id"], 5)
+            assert (job.state, job.changed) == ("cancelled", 0)
+        assert raycache.refresh("raycache://data", recursive=True).state == "done"
 
 
 def test_a_reader_that_goes_away_is_no_error_message(source: str, cache: Any, cli: Any) -> None:

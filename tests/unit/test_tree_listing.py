@@ -13,13 +13,14 @@ from listings import Entry, listing_of
 
 from raycache.core.values import ListingJob
 from raycache.errors import ClusterUnavailable, NotADirectory, NotFound, SourceUnavailable, Unavailable
+from raycache.meta import treelisting
 from raycache.meta.catalog import Catalog
 from raycache.meta.staging import RESUME_NS
 from raycache.meta.treelisting import JOBS, TreeListings
 from raycache.testing.inprocess import InProcessCache
 
 BATCH_ROWS = 2
-DEADLINE_S = 20
+DEADLINE_S = 10
 
 
 class Tree:
@@ -28,7 +29,7 @@ class Tree:
     def __init__(self, *names: str) -> None:
         self.files = dict.fromkeys(names, "v1")
         self.extra: list[Entry] = []
-        """Rows that a listing of the tree has besides."""
+        """Rows that a listing of all that is below ``top`` has besides."""
         self.asked: list[str] = []
         """Paths of which a listing was begun."""
         self.complete: set[str] = set()
@@ -43,7 +44,7 @@ class Tree:
     def list_tree(self, path: str, threads: int) -> Generator[pa.RecordBatch, None, None]:
         self.asked.append(path)
         rows = [Entry(name.encode(), size=1, etag=etag) for name, etag in self._below(path).items()]
-        rows += self.extra if path == "" else []
+        rows += self.extra if path == "top" else []
         for number, start in enumerate(range(0, len(rows), BATCH_ROWS)):
             self.on_batch(path, number)
             yield listing_of(rows[start : start + BATCH_ROWS])
@@ -119,7 +120,8 @@ class Master:
         return self.catalog.number_directories("data", [path])[0]
 
 
-NAMES = [f"{directory}/{number}" for directory in "abc" for number in range(5)] + ["top"]
+NAMES = [f"{directory}/{number}" for directory in "abc" for number in range(5)] + ["p/f", "q/f", "r/f", "top"]
+"""Directories enough to list each of them whole."""
 
 
 def fail_in_c(tree: Tree) -> None:
@@ -139,11 +141,11 @@ def test_a_tree_is_published_as_a_whole(part_rows: int) -> None:
     tree = Tree(*NAMES, "deep/1/2/3/4/f", "d/x/y", "d/x/z")
     master = Master(tree, part_rows)
     job = master.refresh()
-    assert (job.state, job.files, job.directories, job.changed) == ("done", len(tree.files), 11, 11)
+    assert (job.state, job.files, job.directories, job.changed) == ("done", len(tree.files), 14, 14)
     assert master.shown() == tree.files
     assert master.catalog.changes(0) == (0, []), "nothing that anybody could have held"
     again = master.refresh()
-    assert (again.state, again.files, again.directories, again.changed) == ("done", len(tree.files), 11, 0)
+    assert (again.state, again.files, again.directories, again.changed) == ("done", len(tree.files), 14, 0)
 
 
 def test_changes_tell_of_every_directory_that_changed_and_of_no_other() -> None:
@@ -276,7 +278,7 @@ def test_only_so_many_jobs_at_once() -> None:
     def hold(path: str, number: int) -> None:
         assert go_on.wait(DEADLINE_S)
 
-    tree.on_batch = hold
+    tree.on_level = lambda path: hold(path, 0)
     jobs = [master.listings.start(master.dir_id(f"d{number}")) for number in range(JOBS)]
     with pytest.raises(Unavailable, match="under way already"):
         master.listings.start(master.root_id)
@@ -346,7 +348,7 @@ def test_vanished_directories_are_empty_and_files_and_directories_change_places(
 
 
 def test_twins_and_names_that_cannot_be_shown_are_hidden_and_counted() -> None:
-    tree = Tree("a", "a/f", "x" * 255, "d/" + "y" * 255)
+    tree = Tree("top/a", "top/a/f", "top/" + "x" * 255, "top/d/" + "y" * 255, *NAMES[15:18], "s/f", "t/f")
     tree.extra = [
         Entry(b"z" * 256), Entry(b"d/" + b"z" * 300), Entry(b".."), Entry(b"z" * 256 + b"/in"), Entry(b"a/f", size=1),
         Entry(b"d//f"),
@@ -354,14 +356,26 @@ def test_twins_and_names_that_cannot_be_shown_are_hidden_and_counted() -> None:
     master = Master(tree)
     job = master.refresh()
     assert job.state == "done"
-    assert set(master.shown()) == {"a/f", "x" * 255, "d/" + "y" * 255}
-    hidden = {path: master.catalog.manifest(master.dir_id(path)) for path in ("a", "d")}
-    hidden[""] = master.catalog.manifest(master.root_id)
+    assert set(master.shown()) == {"top/a/f", "top/" + "x" * 255, "top/d/" + "y" * 255, *NAMES[15:18], "s/f", "t/f"}
+    hidden = {path: master.catalog.manifest(master.dir_id(path)) for path in ("top", "top/a", "top/d")}
     assert {path: manifest.directory.hidden for path, manifest in hidden.items() if manifest} == {
-        "": 4,  # the file a behind the directory a; two of 256 bytes, a file and a directory; and `..`
-        "a": 0,  # the same row twice is one row
-        "d": 2,
+        "top": 4,  # the file a behind the directory a; two of 256 bytes, a file and a directory; and `..`
+        "top/a": 0,  # the same row twice is one row
+        "top/d": 2,
     }
+
+
+def test_many_small_directories_are_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(treelisting, "PART_COUNT", 20)
+    tree = Tree(*(f"{number:03}/f" for number in range(30)), "top")
+    master = Master(tree)
+    job = master.refresh()
+    assert (job.state, job.files, job.directories) == ("done", 31, 31)
+    assert master.shown() == tree.files
+    assert tree.asked == ["", ""], "one level, and then all of it"
+    split = Master(tree, part_rows=10)
+    assert split.refresh().files == 31
+    assert split.shown() == tree.files
 
 
 def test_a_directory_deleted_while_its_tree_is_listed_is_left_out_but_a_source_that_is_away_is_an_error() -> None:
