@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     """Deadline of one request to an under file system, retries included."""
     read_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Deadline of one read through the cache, whatever dies meanwhile; then the reader gets an error."""
+    master_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """How long a client goes on asking a master that is away, before the caller gets an error."""
+    backup_to: str | None = None
+    """Where the master backs its catalog up: a directory, or a URI such as ``s3://bucket/backups``. None: nowhere."""
+    backup_every_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """Time between two of those backups. What came after the last one is lost with the head node's disk."""
 
     @classmethod
     def settings_customise_sources(

@@ -42,9 +42,11 @@ class MasterActor:
         self._fleet = Fleet(settings)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
 
-    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+    def attach(
+        self, source: str, name: str | None, options: Mapping[str, Any], request_id: str | None = None
+    ) -> Dataset:
         """See Metadata.attach."""
-        return self._metadata.attach(source, name, options)
+        return self._metadata.attach(source, name, options, request_id)
 
     def datasets(self) -> list[Dataset]:
         """See Metadata.datasets."""
@@ -64,9 +66,9 @@ class MasterActor:
         """See Metadata.changes."""
         return self._metadata.changes(since)
 
-    def refresh(self, dir_id: int) -> int:
+    def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See Metadata.refresh."""
-        return self._metadata.refresh(dir_id)
+        return self._metadata.refresh(dir_id, request_id)
 
     def workers(self) -> list[Worker]:
         """See Fleet.reconcile."""

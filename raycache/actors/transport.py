@@ -30,6 +30,10 @@ class ActorGone(WorkerLost):
     """The actor is dead for good: Ray will not start it again."""
 
 
+class NoAnswer(WorkerLost):
+    """The actor may be there, but did not answer in time."""
+
+
 def join_ray(settings: Settings) -> str:
     """Be a driver of the Ray cluster: the one this process is in already, else ``settings.address``, RAY_ADDRESS, or
     the one on this machine. Returns its address, ``host:port``.
@@ -150,7 +154,7 @@ def get(ref: Any, timeout_s: float, what: str) -> Any:
             raise cause from None
         raise Unavailable(f"{what} failed: {cause or error}") from error
     except rx.GetTimeoutError as error:
-        raise WorkerLost(f"{what} did not answer within {timeout_s:g} s") from error
+        raise NoAnswer(f"{what} did not answer within {timeout_s:g} s") from error
     except rx.ActorDiedError as error:
         raise ActorGone(f"{what} is gone: {_reason(error)}") from error
     except _LOST as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def fill_up(catalog: Catalog) -> None:
     db.execute("CREATE TABLE IF NOT EXISTS filling (number INTEGER PRIMARY KEY, rest BLOB)")
     db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
     for size in (2000, 300, 1):
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with suppress(sqlite3.OperationalError):
             while True:
                 db.execute("INSERT INTO filling (rest) VALUES (zeroblob(?))", (size,))
 
