@@ -7,6 +7,7 @@ process; whoever needs another cluster or namespace opens a ``Cluster`` of their
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import uuid
@@ -18,6 +19,7 @@ import ray
 
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
+from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
@@ -27,6 +29,7 @@ from raycache.config import Settings, load_settings
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
+from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
@@ -215,6 +218,9 @@ class Cluster:
                     f"no cache runs on the Ray cluster at {address} (namespace {settings.namespace}); "
                     "`raycache start` makes one"
                 ) from None
+            if settings.backup_to is not None:
+                access = capture_access(settings.backup_to, None)
+                Vault(settings.namespace)[BACKUP] = json.dumps(access)
             handle = _REMOTE_MASTER.options(**master_options(settings.namespace)).remote(settings)
         master = RemoteMaster(handle, settings)
         _check_same(settings, master.settings())

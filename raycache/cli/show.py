@@ -70,6 +70,10 @@ def status(out: Console, about: dict[str, Any]) -> None:
             decimal(counters["ufs_bytes"]),
         )
     out.print(table)
+    if about["rebuilt"]:
+        out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
+    if about["backup"]["to"]:
+        out.print(_backup(about["backup"]), soft_wrap=True)
     if about["datasets"]:
         table = _table("dataset", "source", "directories listed", "in memory")
         for dataset in about["datasets"]:
@@ -93,6 +97,13 @@ def status(out: Console, about: dict[str, Any]) -> None:
         for mount in about["mounts"]:
             for note in mount["notes"]:
                 out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
+
+
+def _backup(about: dict[str, Any]) -> Text:
+    if about["error"]:
+        return Text(f"backup to {about['to']} failed {about['failed']} time(s): {about['error']}", "red")
+    when = f"last at {_time(int(about['last_s'] * 1e9))}" if about["last_s"] else "none yet"
+    return Text(f"backup to {about['to']}: {when}")
 
 
 def printable(text: str) -> str:

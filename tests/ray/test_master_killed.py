@@ -48,7 +48,7 @@ def test_every_acknowledged_change_is_there_and_was_made_once(cache: Any, tmp_pa
         rounds += 1
     killer.join(30)
     assert len(set(killed)) == KILLS
-    for source, root_id in roots.items():
+    for root_id in roots.values():
         manifest = cache.master.manifest(root_id)
         assert manifest.directory.version == rounds + 1
         names = {manifest.name(row) for row in manifest.rows()}

@@ -128,7 +128,7 @@ def test_misspelt_setting_in_the_file(file, content):
 
 
 def test_misspelt_argument():
-    with pytest.raises(InvalidInput, match="no setting named blok_bytes; there are address, block_bytes"):
+    with pytest.raises(InvalidInput, match="no setting named blok_bytes; there are address, backup_every_s"):
         load_settings(blok_bytes=5)
 
 
