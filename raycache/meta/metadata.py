@@ -90,7 +90,9 @@ class Metadata:
         with self._attaching:
             if self._catalog.reply(request_id) is None:
                 self._catalog.remove_dataset(name, request_id)
-            self._vault.pop(name, None)
+            # After the commit, and also when asked again: the first time may have ended in between.
+            if all(dataset.name != name for dataset in self._catalog.datasets()):
+                self._vault.pop(name, None)
             self._sources.forget(name)
 
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:

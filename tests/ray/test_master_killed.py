@@ -13,7 +13,7 @@ import pytest
 
 from raycache.errors import ClusterUnavailable
 
-KILLS = 3
+KILLS = 2
 SOURCES = 4
 
 
@@ -63,3 +63,29 @@ def test_a_master_that_is_gone_for_good_is_an_error_at_once(cache: Any) -> None:
     with pytest.raises(ClusterUnavailable, match="raycache start"):
         cache.master.datasets()
     assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def backups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYCACHE_BACKUP_TO", str(tmp_path / "backups"))
+    monkeypatch.setenv("RAYCACHE_BACKUP_EVERY_S", "0.3")
+    return tmp_path / "backups"
+
+
+def test_the_master_backs_up_on_its_interval_and_has_its_catalog_for_itself(
+    backups: Path, cache: Any, cli: Any
+) -> None:
+    deadline = time.monotonic() + 30
+    while cache.master.status()["backup"]["made"] < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    about = cache.master.status()["backup"]
+    assert about["made"] >= 4
+    assert (about["to"], about["failed"], about["error"]) == (str(backups), 0, None)
+    assert Path(about["last"].removeprefix("file://")).is_file()
+    assert 1 <= len(list(backups.iterdir())) <= 4, "three are kept, while the next is being written"
+    assert "backup to" in cli("status", COLUMNS="200").stdout
+    assert cli("fsck").returncode == 0
+    for words in (("fsck", "--repair"), ("restore", "--force", str(backups))):
+        refused = cli(*words)
+        assert refused.returncode == 1
+        assert "raycache stop" in refused.stderr

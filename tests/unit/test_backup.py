@@ -136,11 +136,7 @@ def test_a_spoilt_backup_changes_nothing(
         restore(place, None, "test", target, force=True)
     assert made.uri in str(raised.value)
     assert (target.read_bytes() if target.exists() else None) == before
-    assert {entry.name for entry in target.parent.iterdir()} <= {
-        target.name,
-        f"{target.name}-wal",
-        f"{target.name}-shm",
-    }
+    assert {entry.name for entry in target.parent.iterdir()} <= {f"{target.name}{end}" for end in ("", "-wal", "-shm")}
 
 
 def test_an_older_catalog_is_migrated_as_it_is_put_back(tmp_path: Path, place: Any) -> None:

@@ -199,3 +199,23 @@ def fill_up(catalog: Catalog) -> None:
 
 def make_room(catalog: Catalog) -> None:
     catalog._connection.execute("PRAGMA max_page_count = 100000")
+
+
+def test_a_request_that_was_answered_changes_nothing_again(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    vault: dict[str, str] = {}
+    metadata = Metadata(Catalog.open(tmp_path / "catalog.db"), vault, Limits(), 1000, lambda: 5)
+    dataset = metadata.attach(str(source), "data", {}, "first")
+    (source / "new").write_text("x")
+    assert metadata.refresh(dataset.root_id, "second") == 2
+    (source / "newer").write_text("x")
+    assert metadata.refresh(dataset.root_id, "second") == 2
+    metadata.remove("data", "third")
+    assert metadata.attach(str(source), "data", {}, "first") == dataset, "late, but it was answered before"
+    assert metadata.datasets() == []
+    again = metadata.attach(str(source), "data", {}, "fourth")
+    metadata.remove("data", "third")
+    assert metadata.datasets() == [again]
+    assert again.root_id > dataset.root_id
+    assert set(vault) == {"data"}
