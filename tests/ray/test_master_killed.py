@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from raycache.actors.cluster import Cluster
+from raycache.config import load_settings
 from raycache.errors import ClusterUnavailable
 
 KILLS = 2
@@ -89,3 +91,19 @@ def test_the_master_backs_up_on_its_interval_and_has_its_catalog_for_itself(
         refused = cli(*words)
         assert refused.returncode == 1
         assert "raycache stop" in refused.stderr
+
+
+def test_a_catalog_that_cannot_be_used_is_said_and_repaired(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    monkeypatch.setenv("RAYCACHE_NAMESPACE", "broken")
+    monkeypatch.setenv("RAYCACHE_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("RAYCACHE_ADDRESS", ray_address)
+    settings = load_settings()
+    settings.catalog_file.write_bytes(b"no SQLite" * 1000)
+    with pytest.raises(ClusterUnavailable, match=r"catalog-broken\.db cannot be used.*raycache fsck --repair"):
+        Cluster.open(settings)
+    assert cli("fsck", "--repair").returncode == 0
+    cluster = Cluster.open(settings)
+    assert cluster.master.datasets() == []
+    cluster.stop()
