@@ -54,9 +54,13 @@ class Catalog:
     def open(path: Path | str, gate: Gate | None = None) -> Catalog:
         """Open or create the catalog at ``path`` (``":memory:"`` in tests); an older one is migrated.
 
-        Raises InvalidInput for a file that is no catalog, is damaged, or was written by a newer raycache.
+        Raises InvalidInput for a file that is no catalog, is damaged, or was written by a newer raycache; Unavailable
+        for one that cannot be opened.
         """
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"{path} cannot be opened: {error}; check its directory and permissions") from error
         try:
             migrate(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")

@@ -24,9 +24,15 @@ class CatalogLock:
 
     @staticmethod
     def take(catalog: Path, wait_s: float = 0.0) -> CatalogLock:
-        """Lock a catalog, which need not exist yet. Raises Unavailable when another has it longer than ``wait_s``."""
+        """Lock a catalog, which need not exist yet.
+
+        Raises Unavailable when another has it longer than ``wait_s``, or it cannot be locked at all.
+        """
         deadline = time.monotonic() + wait_s
-        fd = os.open(f"{catalog}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(f"{catalog}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Unavailable(f"{catalog} cannot be locked: {error.strerror}; is this the state directory?") from error
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,7 @@ from raycache.core.manifest import Directory
 from raycache.errors import InvalidInput, NotFound, Unavailable
 from raycache.meta import schema
 from raycache.meta.catalog import REQUESTS_KEPT, Catalog
+from raycache.meta.lock import CatalogLock
 from raycache.meta.metadata import Metadata
 from raycache.meta.schema import MIGRATIONS, SCHEMA_VERSION
 from raycache.ufs.base import Limits
@@ -219,3 +220,26 @@ def test_a_request_that_was_answered_changes_nothing_again(tmp_path: Path) -> No
     assert metadata.datasets() == [again]
     assert again.root_id > dataset.root_id
     assert set(vault) == {"data"}
+
+
+def test_a_commit_that_fails_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+    full = True
+
+    def gate(name: str) -> None:
+        if name == "before commit" and full:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    catalog = Catalog.open(tmp_path / "catalog.db", gate)
+    with pytest.raises(Unavailable, match=r"catalog\.db cannot be written: .*full; nothing was changed, make room"):
+        catalog.add_dataset("train", "s3://bucket/train", 1, request_id="request")
+    assert (catalog.datasets(), catalog.reply("request")) == ([], None)
+    full = False
+    dataset = catalog.add_dataset("train", "s3://bucket/train", 1, request_id="request")
+    assert catalog.datasets() == [dataset]
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="cannot be opened"):
+        Catalog.open(tmp_path / "none" / "catalog.db")
+    with pytest.raises(Unavailable, match="state directory"):
+        CatalogLock.take(tmp_path / "none" / "catalog.db")
