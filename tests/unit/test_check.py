@@ -12,6 +12,7 @@ import pytest
 from raycache.client.namespace import Namespace
 from raycache.core.manifest import Manifest
 from raycache.errors import InvalidInput, NotFound, Unavailable
+from raycache.fuse.vfs import ROOT_INO, Vfs
 from raycache.meta.catalog import Catalog
 from raycache.meta.check import check, repair
 from raycache.meta.lock import CatalogLock
@@ -184,6 +185,26 @@ def test_the_master_meets_a_damaged_listing_and_goes_on(path: Path, source: Path
         with pytest.raises(NotFound):
             cache.master.manifest(old_sub)
     assert check(path).problems == []
+
+
+def test_a_mount_is_told_and_an_old_inode_number_never_shows_another_file(path: Path, source: Path) -> None:
+    with InProcessCache(catalog=str(path)) as cache:
+        (dataset,) = cache.master.datasets()
+        vfs = Vfs(Namespace(cache.master), cache.reader, dataset.root_id, 1)
+        sub = vfs.lookup(ROOT_INO, b"sub").ino
+        three = vfs.lookup(sub, b"three").ino
+        damage(path, *DAMAGE["a flipped byte"])
+        (source / "sub" / "aaa").write_text("first")
+        # The next gateway of the mount: it holds nothing, and gets the numbers that its kernel remembers.
+        vfs = Vfs(Namespace(cache.master), cache.reader, dataset.root_id, 1)
+        assert vfs.lookup(ROOT_INO, b"sub").ino == sub
+        with pytest.raises(NotFound):
+            vfs.getattr(three)
+        assert vfs.follow(0)[1] == [(ROOT_INO, b"sub")], "the kernel forgets this name, and asks for it again"
+        new_sub = vfs.lookup(ROOT_INO, b"sub").ino
+        assert bytes(vfs.read(vfs.lookup(new_sub, b"three").ino, 0, 100)) == b"data/sub/three"
+        with pytest.raises(NotFound):
+            vfs.read(three, 0, 100)
 
 
 def test_the_master_meets_a_damaged_root(path: Path, source: Path) -> None:
