@@ -81,8 +81,14 @@ def _default_state_dir() -> Path:
     return Path(base).expanduser() / "raycache"
 
 
+def _absolute(place: str) -> str:
+    """A directory as seen from here, wherever the master runs; a URI as it is."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]
 Memory = Annotated[str | int, BeforeValidator(_check_memory)]
+Place = Annotated[str, AfterValidator(_absolute)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
@@ -110,6 +116,17 @@ class Settings(BaseSettings):
     """Deadline of one request to an under file system, retries included."""
     read_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Deadline of one read through the cache, whatever dies meanwhile; then the reader gets an error."""
+    master_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """How long a client goes on asking a master that is away, before the caller gets an error."""
+    backup_to: Place | None = None
+    """Where the master backs its catalog up: a directory, or a URI such as ``s3://bucket/backups``. None: nowhere."""
+    backup_every_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """Time between two of those backups. What came after the last one is lost with the head node's disk."""
+
+    @property
+    def catalog_file(self) -> Path:
+        """Where the master keeps its catalog, on the head node."""
+        return self.state_dir / f"catalog-{self.namespace}.db"
 
     @classmethod
     def settings_customise_sources(

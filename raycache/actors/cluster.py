@@ -7,8 +7,10 @@ process; whoever needs another cluster or namespace opens a ``Cluster`` of their
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +19,11 @@ import ray
 
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
-from raycache.actors.transport import ActorGone, get, get_views, join_ray
+from raycache.actors.plasma import BACKUP, Vault
+from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
+from raycache.client.patience import ask_until_there
 from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
@@ -27,6 +31,7 @@ from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
+from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
@@ -34,19 +39,22 @@ _REMOTE_MASTER: Any = ray.remote(MasterActor)
 
 
 class RemoteMaster:
-    """The client's MasterApi and ListingsApi over Ray. Ray itself repeats calls while the master restarts."""
+    """The client's MasterApi and ListingsApi over Ray. While the master is away calls are repeated, for
+    ``master_timeout_s``; one that changes something has an id that stays the same, so that a reply that was lost costs
+    nothing but its repetition."""
 
     def __init__(self, handle: Any, settings: Settings) -> None:
         self.calls = 0
         """Calls made, for counting what a read costs; a lost update under contention does not matter."""
         self._handle = handle
         self._namespace = settings.namespace
-        # A listing takes as long as the source takes; the rest of the deadline covers a restart of the master.
+        # A listing takes as long as the source takes.
         self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
+        self._patience_s = settings.master_timeout_s
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
-        return self._call("attach", source, name, dict(options))  # type: ignore[no-any-return]
+        return self._call("attach", source, name, dict(options), _request_id())  # type: ignore[no-any-return]
 
     def datasets(self) -> list[Dataset]:
         """See MasterApi."""
@@ -68,7 +76,7 @@ class RemoteMaster:
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
-        return self._call("refresh", dir_id)  # type: ignore[no-any-return]
+        return self._call("refresh", dir_id, _request_id())  # type: ignore[no-any-return]
 
     def start_listing(self, dir_id: int) -> int:
         """See ListingsApi."""
@@ -96,13 +104,17 @@ class RemoteMaster:
 
     def _call(self, method: str, *args: Any) -> Any:
         self.calls += 1
+        return ask_until_there(lambda: self._ask(method, *args), "the raycache master", self._patience_s)
+
+    def _ask(self, method: str, *args: Any) -> Any:
         try:
             try:
                 return self._try(method, *args)
             except ActorGone as gone:
                 self._find_successor(gone)
                 return self._try(method, *args)
-        except WorkerLost as error:
+        # What is dead for good does not come back by waiting, and what is silent has had its time.
+        except (ActorGone, NoAnswer) as error:
             raise ClusterUnavailable(f"{error}; try `raycache start`") from error
 
     def _find_successor(self, gone: ActorGone) -> None:
@@ -114,6 +126,10 @@ class RemoteMaster:
 
     def _try(self, method: str, *args: Any) -> Any:
         return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
+
+
+def _request_id() -> str:
+    return uuid.uuid4().hex
 
 
 class RemotePool:
@@ -217,6 +233,9 @@ class Cluster:
                     f"no cache runs on the Ray cluster at {address} (namespace {settings.namespace}); "
                     "`raycache start` makes one"
                 ) from None
+            if settings.backup_to is not None:
+                access = capture_access(settings.backup_to, None)
+                Vault(settings.namespace)[BACKUP] = json.dumps(access)
             handle = _REMOTE_MASTER.options(**master_options(settings.namespace)).remote(settings)
         master = RemoteMaster(handle, settings)
         _check_same(settings, master.settings())

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 import ray
 
 from raycache.actors.names import METHOD_TIMEOUT_S, worker_name, worker_options
-from raycache.actors.plasma import PublishedManifests, Vault
+from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
 from raycache.actors.transport import get
 from raycache.actors.worker import WorkerActor
 from raycache.config import Settings, parse_memory
 from raycache.core.values import Dataset, ListingJob, Worker
 from raycache.errors import Unavailable
+from raycache.meta.backup import Backup, RegularBackup, back_up
 from raycache.meta.catalog import Catalog
+from raycache.meta.lock import CatalogLock
 from raycache.meta.metadata import Metadata
+from raycache.meta.recovery import LOST_AND_FOUND
 from raycache.ufs.base import Limits
+from raycache.ufs.registry import open_ufs
 from raycache.ufs.sources import SourceAccess
 
 RECONCILE_S = 2.0
@@ -35,16 +41,25 @@ class MasterActor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        catalog = Catalog.open(settings.state_dir / f"catalog-{settings.namespace}.db")
+        # The one before us may be dying still; its lock goes with it.
+        self._lock = CatalogLock.take(settings.catalog_file, METHOD_TIMEOUT_S)
+        catalog = Catalog.open(settings.catalog_file)
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
-        self._metadata = Metadata(catalog, Vault(settings.namespace), limits, settings.block_bytes, time.time_ns)
+        vault = Vault(settings.namespace)
+        lost_found = settings.state_dir / LOST_AND_FOUND
+        self._metadata = Metadata(catalog, vault, limits, settings.block_bytes, time.time_ns, lost_found)
+        self._backups = RegularBackup(lambda: _back_up(settings, vault, limits), settings.backup_every_s)
+        if settings.backup_to is not None:
+            threading.Thread(target=self._backups.run, args=(threading.Event(),), name="backup", daemon=True).start()
         self._published = PublishedManifests(_own_store_bytes())
         self._fleet = Fleet(settings)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
 
-    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+    def attach(
+        self, source: str, name: str | None, options: Mapping[str, Any], request_id: str | None = None
+    ) -> Dataset:
         """See Metadata.attach."""
-        return self._metadata.attach(source, name, options)
+        return self._metadata.attach(source, name, options, request_id)
 
     def datasets(self) -> list[Dataset]:
         """See Metadata.datasets."""
@@ -64,9 +79,9 @@ class MasterActor:
         """See Metadata.changes."""
         return self._metadata.changes(since)
 
-    def refresh(self, dir_id: int) -> int:
+    def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See Metadata.refresh."""
-        return self._metadata.refresh(dir_id)
+        return self._metadata.refresh(dir_id, request_id)
 
     def start_listing(self, dir_id: int) -> int:
         """See TreeListings.start."""
@@ -94,6 +109,8 @@ class MasterActor:
             "pid": os.getpid(),
             "state_dir": str(self._settings.state_dir),
             "datasets": self._metadata.status(),
+            "rebuilt": self._metadata.rebuilt,
+            "backup": {"to": self._settings.backup_to, **self._backups.status()},
             "workers": self._fleet.status(),
         }
 
@@ -107,6 +124,12 @@ def _own_store_bytes() -> int:
 
 def _store_bytes(node: dict[str, Any]) -> int:
     return int(node["Resources"].get("object_store_memory", 0))
+
+
+def _back_up(settings: Settings, vault: Vault, limits: Limits) -> Backup:
+    assert settings.backup_to is not None
+    destination = open_ufs(settings.backup_to, json.loads(vault.get(BACKUP, "{}")), limits)
+    return back_up(settings.catalog_file, settings.namespace, destination, datetime.now(timezone.utc))
 
 
 class Fleet:

@@ -18,12 +18,13 @@ def worker_name(node_id: str) -> str:
 
 def master_options(namespace: str) -> dict[str, Any]:
     """The master sits on the head node, where its catalog is, and Ray restarts it for ever. Calls that were under way
-    are made again: every verb gives the same result twice."""
+    are the clients' business, not Ray's: they ask again for as long as they are set to, with the id of their request,
+    and would be asking twice if Ray did so as well."""
     return {
         **_detached(MASTER, namespace),
         "resources": {"node:__internal_head__": 0.001},
         "max_restarts": -1,
-        "max_task_retries": -1,
+        "max_task_retries": 0,
         "max_concurrency": 64,
         "get_if_exists": True,
     }

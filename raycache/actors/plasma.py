@@ -78,6 +78,10 @@ class PublishedManifests:
         return ref
 
 
+BACKUP = "backup:"
+"""What reaches ``backup_to`` lies in the vault under this name, which no dataset can have."""
+
+
 class Vault(MutableMapping[str, str]):
     """Options of datasets, secrets included, in the memory of Ray's GCS: they outlive the master and touch no disk
     of ours. When the cluster goes, they go; the next mount brings them again."""

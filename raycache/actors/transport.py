@@ -30,6 +30,10 @@ class ActorGone(WorkerLost):
     """The actor is dead for good: Ray will not start it again."""
 
 
+class NoAnswer(WorkerLost):
+    """The actor may be there, but did not answer in time."""
+
+
 def join_ray(settings: Settings) -> str:
     """Be a driver of the Ray cluster: the one this process is in already, else ``settings.address``, RAY_ADDRESS, or
     the one on this machine. Returns its address, ``host:port``.
@@ -150,8 +154,10 @@ def get(ref: Any, timeout_s: float, what: str) -> Any:
             raise cause from None
         raise Unavailable(f"{what} failed: {cause or error}") from error
     except rx.GetTimeoutError as error:
-        raise WorkerLost(f"{what} did not answer within {timeout_s:g} s") from error
+        raise NoAnswer(f"{what} did not answer within {timeout_s:g} s") from error
     except rx.ActorDiedError as error:
+        if error.actor_init_failed:
+            raise ActorGone(f"{what} could not start: {_last_line(error)}") from error
         raise ActorGone(f"{what} is gone: {_reason(error)}") from error
     except _LOST as error:
         raise WorkerLost(f"{what} is gone: {_reason(error)}") from error
@@ -165,5 +171,13 @@ def get_views(refs: Sequence[Any], timeout_s: float, what: str) -> list[memoryvi
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return _lines(error)[0]
+
+
+def _last_line(error: BaseException) -> str:
+    """What an actor's own ``__init__`` raised: Ray hands it over as text, below its traceback."""
+    return _lines(error)[-1].removeprefix("raycache.errors.").partition(": ")[2] or _reason(error)
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

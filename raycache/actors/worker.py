@@ -13,6 +13,7 @@ import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
 from raycache.actors.plasma import Plasma
 from raycache.actors.transport import get
+from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.values import Failed, Fetch
 from raycache.store.blocks import Answer, BlockStore, Kept
@@ -47,9 +48,12 @@ class WorkerActor:
         return {"pid": os.getpid(), **self._store.status()}
 
     def _access(self, dataset: str) -> SourceAccess:
-        master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
-        access: SourceAccess = get(master.access.remote(dataset), METHOD_TIMEOUT_S, "the raycache master")
-        return access
+        def ask() -> SourceAccess:
+            master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
+            access: SourceAccess = get(master.access.remote(dataset), METHOD_TIMEOUT_S, "the raycache master")
+            return access
+
+        return ask_until_there(ask, "the raycache master", METHOD_TIMEOUT_S)
 
 
 def _to_wire(answer: Answer) -> WireAnswer:

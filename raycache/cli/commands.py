@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import show
+from raycache.cli import show, upkeep
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
 
@@ -30,6 +30,10 @@ _SECRET = {"secret", "password", "token", "account_key", "sas_token"} | {
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Default: RAY_ADDRESS, else the one here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+for _command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -71,18 +71,17 @@ def status(out: Console, about: dict[str, Any]) -> None:
             decimal(counters["ufs_bytes"]),
         )
     out.print(table)
+    if about["rebuilt"]:
+        out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
+    if about["backup"]["to"]:
+        out.print(_backup(about["backup"]), soft_wrap=True)
     if about["datasets"]:
         table = _table("dataset", "source", "directories listed", "in memory")
         for dataset in about["datasets"]:
             listed = f"{dataset['directories_listed']:,} of {dataset['directories']:,}"
             table.add_row(dataset["name"], dataset["source"], listed, decimal(dataset["cached_bytes"]))
         out.print(table)
-        for dataset in about["datasets"]:
-            for job in dataset["listings"]:
-                if job["state"] in ("running", "failed"):
-                    where = printable(f"{dataset['name']}/{job['path']}")
-                    line = f"listing of {where}: {job['state']}, {job['files']:,} files so far {job['error']}"
-                    out.print(Text(line, "red" if job["state"] == "failed" else "yellow"), soft_wrap=True)
+        _listings(out, about["datasets"])
     if about["mounts"]:
         table = _table("mount", "source", "session", "gateway", "state", "reads", "read")
         for mount in about["mounts"]:
@@ -100,6 +99,16 @@ def status(out: Console, about: dict[str, Any]) -> None:
         for mount in about["mounts"]:
             for note in mount["notes"]:
                 out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
+
+
+def _listings(out: Console, datasets: Sequence[dict[str, Any]]) -> None:
+    """Recursive listings that run or failed."""
+    for dataset in datasets:
+        for job in dataset["listings"]:
+            if job["state"] in ("running", "failed"):
+                where = printable(f"{dataset['name']}/{job['path']}")
+                line = f"listing of {where}: {job['state']}, {job['files']:,} files so far {job['error']}"
+                out.print(Text(line, "red" if job["state"] == "failed" else "yellow"), soft_wrap=True)
 
 
 @contextmanager
@@ -126,6 +135,13 @@ def finished_listing(uri: str, job: ListingJob) -> dict[str, Any]:
         "changed": job.changed,
         "seconds": (job.updated_ns - job.started_ns) / 1e9,
     }
+
+
+def _backup(about: dict[str, Any]) -> Text:
+    if about["error"]:
+        return Text(f"backup to {about['to']} failed {about['failed']} time(s): {about['error']}", "red")
+    when = f"last at {_time(int(about['last_s'] * 1e9))}" if about["last_s"] else "none yet"
+    return Text(f"backup to {about['to']}: {when}")
 
 
 def printable(text: str) -> str:

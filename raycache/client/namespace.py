@@ -87,19 +87,50 @@ class Namespace:
 
     def walk(self, dataset: Dataset, path: str) -> Entry:
         """What a path inside a dataset names. Raises NotFound, NotADirectory."""
-        manifest, parts = self.manifest(dataset.root_id), path.split("/") if path else []
+        manifest, parts = self._root(dataset), path.split("/") if path else []
         for depth, part in enumerate(parts):
             row = manifest.find(part.encode("utf-8", "surrogateescape"))
             if row is None:
                 raise NotFound(f"{paths.join(dataset.source, *parts[: depth + 1])}: no such file or directory")
             child = manifest.child_id(row)
             if child is not None:
-                manifest = self.manifest(child)
+                manifest = self._child(manifest, row, child)
             elif depth + 1 < len(parts):
                 raise NotADirectory(f"{paths.join(dataset.source, *parts[: depth + 1])} is a file, not a directory")
             else:
                 return Entry(manifest, row)
         return Entry(manifest, None)
+
+    def _root(self, dataset: Dataset) -> Manifest:
+        """The root of a dataset, also when it has got another id since the dataset was looked up."""
+        try:
+            return self.manifest(dataset.root_id)
+        except NotFound:
+            self._datasets = tuple(self._master.datasets())
+            same = (
+                known.root_id
+                for known in self._datasets
+                if (known.name, known.source) == (dataset.name, dataset.source)
+            )
+            root_id = next(same, dataset.root_id)
+            if root_id == dataset.root_id:
+                raise
+            return self.manifest(root_id)
+
+    def _child(self, parent: Manifest, row: int, child_id: int) -> Manifest:
+        """A directory in another. One whose listing was damaged has got another id, which its parent's newest version
+        has: an id that is not known any more is looked up there once."""
+        try:
+            return self.manifest(child_id)
+        except NotFound:
+            about = parent.directory
+            newest = self._master.manifest(about.dir_id, about.version + 1)
+            now = newest.find(parent.name(row))
+            new_id = None if now is None else newest.child_id(now)
+            if new_id is None or new_id == child_id:
+                raise
+            self._hold(about.dir_id, newest)
+            return self.manifest(new_id)
 
     def manifest(self, dir_id: int, *, wait: bool = True) -> Manifest:
         """The manifest of a directory. Raises WouldBlock when it is not held and ``wait`` is False."""

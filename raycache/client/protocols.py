@@ -27,7 +27,8 @@ class MasterApi(Protocol):
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
         """The published manifest of a directory, of version ``at_least`` or newer; listed now if it never was.
 
-        Raises NotFound (no such directory id), and what listing a source raises.
+        Raises NotFound (no such directory id; one whose listing was damaged has got another, which the newest version
+        of the directory above names), and what listing a source raises.
         """
         ...
 

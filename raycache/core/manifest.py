@@ -103,7 +103,8 @@ class Manifest:
     def as_of(self, change: int) -> Manifest:
         """The directory as it was after the catalog's change number ``change``: row for row what a manifest of then
         said. One that was first listed later is shown as it was first listed."""
-        version = 1 + bisect_right(self.directory.changes, change)
+        changes = self.directory.changes
+        version = self.directory.version - (len(changes) - bisect_right(changes, change))
         if version >= self.directory.version:
             return self
         now = self.columns
@@ -119,8 +120,7 @@ class Manifest:
             dead_at=now.dead_at[dead],
             version_rows=now.version_rows[:version],
         )
-        changes = self.directory.changes[: version - 1]
-        return Manifest(replace(self.directory, version=version, changes=changes), then)
+        return Manifest(replace(self.directory, version=version, changes=changes[: version - 1]), then)
 
     def column(self, name: str) -> Any:
         """A whole column as an Arrow array, for work on all rows at once: ``names`` and ``etags`` (packed), binary;

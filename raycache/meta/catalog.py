@@ -1,119 +1,85 @@
-"""The catalog: what the master remembers, in one SQLite file. The schema below is its documentation.
+"""The catalog: what the master remembers, in one SQLite file. ``schema`` is its documentation.
 
 One transaction per verb; WAL, so that a reader never waits for a writer. Nothing secret is ever stored here.
+A verb that changes something may carry the id of the client's request: its reply is then kept with the change, so that
+a client that did not get it and asks again gets the same reply, and nothing is done twice.
 Threading: one connection behind one lock; no verb does anything slow inside it.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from raycache.core import archive
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import Buffer, Dataset
-from raycache.errors import InvalidInput, NotFound
+from raycache.errors import InvalidInput, NotFound, Unavailable
+from raycache.meta.schema import checksum, migrate
 
-SCHEMA_VERSION = 1
+REQUESTS_KEPT = 65_536
+"""Replies kept for clients that ask again: more than come in while one client is patient; a hundred bytes each."""
 
-_SCHEMA = """
-CREATE TABLE datasets (
-    name        TEXT PRIMARY KEY,         -- what users call it
-    source      TEXT NOT NULL UNIQUE,     -- URI without a trailing slash; two names for one source would cache it twice
-    root_id     INTEGER NOT NULL,         -- directories.dir_id of its root
-    attached_ns INTEGER NOT NULL          -- when; shown as the mtime of its directories, which have none of their own
-) WITHOUT ROWID;
+Gate = Callable[[str], None]
+"""Called with "before commit" and "after commit" of each transaction that changed something. Tests die in it."""
 
-CREATE TABLE directories (
-    dir_id  INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice: it is part of inode numbers that kernels remember
-    dataset TEXT NOT NULL,                     -- datasets.name
-    path    BLOB NOT NULL,                     -- inside the dataset, no slashes at the ends, empty for the root
-    UNIQUE (dataset, path)
-);
 
-CREATE TABLE manifests (
-    dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
-    version INTEGER NOT NULL,             -- from 1, +1 with each refresh that found a change
-    body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
-    changed INTEGER NOT NULL,             -- 0 for a first version, else higher than any before it
-    changes TEXT NOT NULL                 -- what ``changed`` was for each version from the second on, with commas
-);
-CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
+class Listed(NamedTuple):
+    """A version of a directory, ready to be stored: packing takes its time, and is done before a transaction."""
 
-CREATE TABLE listings (                   -- recursive listings: those that run, and the last ones that ended
-    job_id      INTEGER PRIMARY KEY AUTOINCREMENT,
-    dir_id      INTEGER NOT NULL,         -- directory whose tree is listed
-    dataset     TEXT NOT NULL,            -- its dataset
-    path        BLOB NOT NULL,            -- and path, as in directories
-    state       TEXT NOT NULL,            -- running, done, failed or cancelled
-    files       INTEGER NOT NULL DEFAULT 0, -- staged so far
-    directories INTEGER NOT NULL DEFAULT 0, -- staged so far
-    changed     INTEGER NOT NULL DEFAULT 0, -- manifests that it published
-    started_ns  INTEGER NOT NULL,         -- when; kept when it is resumed
-    updated_ns  INTEGER NOT NULL,         -- last sign of life, or its end; decides whether it can be resumed
-    error_kind  TEXT NOT NULL DEFAULT '', -- class in raycache.errors
-    error       TEXT NOT NULL DEFAULT ''  -- why it failed
-);
+    about: Directory
+    body: Buffer
 
-CREATE TABLE staged_parts (               -- what a listing that is not done has listed already
-    job_id      INTEGER NOT NULL,         -- listings.job_id
-    path        BLOB NOT NULL,            -- a directory, as in directories
-    whole       INTEGER NOT NULL,         -- 1: with all that is below it; 0: alone
-    files       INTEGER NOT NULL,         -- found in this part
-    directories INTEGER NOT NULL,         -- found in this part
-    PRIMARY KEY (job_id, path)
-) WITHOUT ROWID;
-
-CREATE TABLE staged_manifests (           -- directories of these parts, to be published all at once
-    job_id       INTEGER NOT NULL,        -- listings.job_id
-    dir_id       INTEGER NOT NULL,        -- directories.dir_id
-    part         BLOB,                    -- staged_parts.path; NULL: the directory is gone from the source
-    base_version INTEGER NOT NULL,        -- manifests.version that the body follows, 0 for a first one
-    body         BLOB,                    -- as in manifests; NULL: listed, and as it was
-    PRIMARY KEY (job_id, dir_id)
-);
-"""
+    @staticmethod
+    def of(manifest: Manifest) -> Listed:
+        """Pack a manifest."""
+        return Listed(manifest.directory, memoryview(archive.to_kept(manifest)))
 
 
 class Catalog:
     """Open with ``Catalog.open``; close with ``close``."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | str, gate: Gate | None = None) -> None:
         self._connection = connection
+        self._path = path
+        self._gate = gate
         self._lock = threading.Lock()
 
     @staticmethod
-    def open(path: Path | str) -> Catalog:
-        """Open or create the catalog at ``path`` (``":memory:"`` in tests).
+    def open(path: Path | str, gate: Gate | None = None) -> Catalog:
+        """Open or create the catalog at ``path`` (``":memory:"`` in tests); an older one is migrated.
 
-        Raises InvalidInput for a file that is no catalog, is damaged, or was written by a newer raycache.
+        Raises InvalidInput for a file that is no catalog, is damaged, or was written by a newer raycache; Unavailable
+        for one that cannot be opened.
         """
         try:
             connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"{path} cannot be opened: {error}; check its directory and permissions") from error
+        try:
             # Before anything is stored: what recursive listings have staged is given back to the disk.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            migrate(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             # Commits are rare, and one that is lost with the power would give its directory ids out again, which
             # kernels on other nodes still remember.
             connection.execute("PRAGMA synchronous = FULL")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         except sqlite3.DatabaseError as error:
-            raise InvalidInput(
-                f"{path} cannot be used as a catalog: {error}; move it away and start again, sources are listed anew"
-            ) from error
-        if version > SCHEMA_VERSION:
             connection.close()
             raise InvalidInput(
-                f"{path} was written by a newer raycache (schema {version}, this one reads {SCHEMA_VERSION}); "
-                "upgrade raycache, or move the file away"
-            )
-        return Catalog(connection)
+                f"{path} cannot be used as a catalog: {error}; `raycache fsck --repair` moves it away and says whether "
+                "there is a backup; without one, sources are listed anew"
+            ) from error
+        except BaseException:  # whatever it is, the file is not kept open
+            connection.close()
+            raise
+        return Catalog(connection, path, gate)
 
     def close(self) -> None:
         """Close the file."""
@@ -133,19 +99,55 @@ class Catalog:
             raise NotFound(f"no dataset is named {name!r}")
         return found
 
-    def add_dataset(self, name: str, source: str, attached_ns: int) -> Dataset:
-        """Record a dataset and its root directory. Raises InvalidInput when name or source is taken."""
+    def reply(self, request_id: str | None) -> Any:
+        """What a request was told before, or None when it has changed nothing yet."""
+        if request_id is None:
+            return None
+        with self._transaction() as db:
+            row = db.execute("SELECT reply FROM requests WHERE request_id = ?", (request_id,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def reserve_ids(self, count: int) -> range:
+        """Directory ids that nothing else will get. Those that are not used after all are never used."""
+        with self._transaction() as db:
+            (last,) = db.execute(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'directories'"
+            ).fetchone()
+            set_last_id(db, last + count)
+        return range(last + 1, last + 1 + count)
+
+    def add_dataset(
+        self,
+        name: str,
+        source: str,
+        attached_ns: int,
+        root: Listed | None = None,
+        paths: Sequence[str] = (),
+        request_id: str | None = None,
+    ) -> Dataset:
+        """Record a dataset and its root directory. Raises InvalidInput when name or source is taken.
+
+        ``root``: its first listing, if there is one already, numbered with reserved ids. ``paths``: the directories in
+        it, with the ids that follow the root's own.
+        """
         with self._transaction() as db:
             taken = db.execute("SELECT name, source FROM datasets WHERE name = ? OR source = ?", (name, source))
             if other := taken.fetchone():
                 raise InvalidInput(f"dataset {other[0]!r} is {other[1]} already; remove it first or use it")
-            (root_id,) = db.execute(
-                "INSERT INTO directories (dataset, path) VALUES (?, x'') RETURNING dir_id", (name,)
-            ).fetchone()
+            insert = "INSERT INTO directories (dir_id, dataset, path) VALUES (?, ?, ?) RETURNING dir_id"
+            (root_id,) = db.execute(insert, (root.about.dir_id if root else None, name, b"")).fetchone()
+            if root:
+                rows = (
+                    (root_id + at, name, path.encode("utf-8", "surrogateescape")) for at, path in enumerate(paths, 1)
+                )
+                db.executemany("INSERT INTO directories (dir_id, dataset, path) VALUES (?, ?, ?)", rows)
+                _put_manifest(db, *root)
+            dataset = Dataset(name, source, root_id, attached_ns)
             db.execute("INSERT INTO datasets VALUES (?, ?, ?, ?)", (name, source, root_id, attached_ns))
-        return Dataset(name, source, root_id, attached_ns)
+            _keep_reply(db, request_id, asdict(dataset))
+        return dataset
 
-    def remove_dataset(self, name: str) -> None:
+    def remove_dataset(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset and all its directories; the source is not touched."""
         with self._transaction() as db:
             db.execute(
@@ -158,6 +160,7 @@ class Catalog:
                 )
             db.execute("DELETE FROM listings WHERE dataset = ?", (name,))
             db.execute("DELETE FROM datasets WHERE name = ?", (name,))
+            _keep_reply(db, request_id, True)
 
     def directory(self, dir_id: int) -> tuple[Dataset, str]:
         """Dataset and path of a directory. Raises NotFound."""
@@ -183,16 +186,17 @@ class Catalog:
         return row[0] if row else 0
 
     def manifest(self, dir_id: int) -> Manifest | None:
-        """The stored manifest of a directory, or None when it was never listed."""
-        with self._transaction() as db:
-            row = db.execute("SELECT body, changes FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
-        if row is None:
-            return None
-        found = archive.from_bytes(row[0])
-        changes = tuple(int(change) for change in row[1].split(",") if change)
-        return Manifest(replace(found.directory, changes=changes), found.columns)
+        """The stored manifest of a directory, or None when it was never listed.
 
-    def save_manifest(self, about: Directory, body: Buffer) -> Directory | None:
+        Raises InvalidInput, with what is wrong, when it is damaged.
+        """
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT body, checksum, changes FROM manifests JOIN bodies USING (body_id) WHERE dir_id = ?", (dir_id,)
+            ).fetchone()
+        return open_manifest(*row) if row else None
+
+    def save_manifest(self, about: Directory, body: Buffer, request_id: str | None = None) -> Directory | None:
         """Store a version of a directory in the place of the one before. A later version is a change: see ``changes``.
 
         Returns ``about`` with its change number. None, and nothing is stored, when it does not follow the stored one:
@@ -202,14 +206,52 @@ class Catalog:
             stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
             if about.version != (stored[0] if stored else 0) + 1:
                 return None
-            (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
-            changed = last + 1 if about.version > 1 else 0
-            about = replace(about, changes=(*about.changes, changed) if changed else ())
-            db.execute(
-                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?)",
-                (about.dir_id, about.version, body, changed, ",".join(map(str, about.changes))),
-            )
+            about = _put_manifest(db, about, body)
+            _keep_reply(db, request_id, about.version)
         return about
+
+    def body(self, dir_id: int) -> bytes:
+        """The stored manifest as it is, damaged or not; empty when there is none."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT body FROM manifests JOIN bodies USING (body_id) WHERE dir_id = ?", (dir_id,)
+            ).fetchone()
+        return row[0] if row else b""
+
+    def find_directory(self, dataset: str, path: str) -> int | None:
+        """Id of a directory by its path, if it has one."""
+        key = (dataset, path.encode("utf-8", "surrogateescape"))
+        with self._transaction() as db:
+            row = db.execute("SELECT dir_id FROM directories WHERE dataset = ? AND path = ?", key).fetchone()
+        return row[0] if row else None
+
+    def replace_directory(self, dir_id: int, new_id: int, parent: Listed | None) -> None:
+        """Give a directory another, reserved id and forget its listing, so that it is listed anew.
+
+        ``parent``: the next version of the directory above, which names the new id; None where it has no listing. A
+        root's new id goes into its dataset.
+        """
+        with self._transaction() as db:
+            db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
+            db.execute("UPDATE directories SET dir_id = ? WHERE dir_id = ?", (new_id, dir_id))
+            db.execute("UPDATE datasets SET root_id = ? WHERE root_id = ?", (new_id, dir_id))
+            if parent is not None:
+                _put_manifest(db, *parent)
+
+    def drop_directory(self, dir_id: int) -> None:
+        """Forget a directory that nothing leads to."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
+            db.execute("DELETE FROM directories WHERE dir_id = ?", (dir_id,))
+
+    def renew_root(self, name: str) -> int:
+        """Give a dataset a root, the directory that has no path or a new one, and return its id."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, x'')", (name,))
+            find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = x''"
+            (root_id,) = db.execute(find, (name,)).fetchone()
+            db.execute("UPDATE datasets SET root_id = ? WHERE name = ?", (root_id, name))
+        return int(root_id)
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """Directories that got a later version after change ``since``, and the number to ask with next time."""
@@ -235,13 +277,44 @@ class Catalog:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            before = self._connection.total_changes
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
-            except BaseException:  # an interrupt too must not leave the transaction open
-                self._connection.execute("ROLLBACK")
+                wrote = self._connection.total_changes != before
+                if wrote and self._gate:
+                    self._gate("before commit")
+                self._connection.execute("COMMIT")
+            except BaseException as error:  # an interrupt too must not leave the transaction open
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError):
+                    raise _failed(self._path, error) from error
                 raise
-            self._connection.execute("COMMIT")
+        if wrote and self._gate:
+            self._gate("after commit")
+
+
+def open_manifest(body: Buffer, stored_checksum: int, changes: str) -> Manifest:
+    """A manifest from a row of the catalog. Raises InvalidInput when its bytes are not those that were written."""
+    if checksum(body) != stored_checksum:
+        raise InvalidInput("not the bytes that were written: the checksum differs")
+    found = archive.from_bytes(body)
+    numbers = tuple(int(change) for change in changes.split(",") if change)
+    return Manifest(replace(found.directory, changes=numbers), found.columns)
+
+
+def put_body(db: sqlite3.Connection, body: Buffer) -> int:
+    """Store the body of a manifest and return its id; part of a transaction."""
+    values = (body, checksum(memoryview(body)))
+    (body_id,) = db.execute("INSERT INTO bodies (body, checksum) VALUES (?, ?) RETURNING body_id", values).fetchone()
+    return int(body_id)
+
+
+def take_changes(db: sqlite3.Connection, count: int) -> int:
+    """Take ``count`` change numbers, which follow the one that is returned; part of a transaction."""
+    update = "UPDATE counters SET value = value + ? WHERE name = 'changes' RETURNING value"
+    return int(db.execute(update, (count,)).fetchone()[0]) - count
 
 
 def number_directories(db: sqlite3.Connection, dataset: str, paths: Sequence[str]) -> list[int]:
@@ -250,3 +323,39 @@ def number_directories(db: sqlite3.Connection, dataset: str, paths: Sequence[str
     find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = ?"
     db.executemany("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, ?)", keys)
     return [db.execute(find, key).fetchone()[0] for key in keys]
+
+
+def set_last_id(db: sqlite3.Connection, last: int) -> None:
+    """Say which directory id was given out last."""
+    if not db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'directories'", (last,)).rowcount:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('directories', ?)", (last,))
+
+
+def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Directory:
+    changed = take_changes(db, 1) + 1 if about.version > 1 else 0
+    about = replace(about, changes=(*about.changes, changed) if changed else ())
+    db.execute(
+        "INSERT INTO manifests (dir_id, version, body_id, changed, changes) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (dir_id) DO UPDATE SET version = excluded.version, body_id = excluded.body_id,"
+        " changed = excluded.changed, changes = excluded.changes",
+        (about.dir_id, about.version, put_body(db, body), changed, ",".join(map(str, about.changes))),
+    )
+    return about
+
+
+def _keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Mapping[str, Any] | int) -> None:
+    if request_id is None:
+        return
+    values = (request_id, json.dumps(reply))
+    (number,) = db.execute("INSERT INTO requests (request_id, reply) VALUES (?, ?) RETURNING number", values).fetchone()
+    db.execute("DELETE FROM requests WHERE number <= ?", (number - REQUESTS_KEPT,))
+
+
+def _failed(path: Path | str, error: BaseException) -> Unavailable:
+    if "full" in str(error):
+        return Unavailable(f"{path} cannot be written: {error}; nothing was changed, make room and try again")
+    if "malformed" in str(error) or "not a database" in str(error):
+        return Unavailable(
+            f"{path} is damaged: {error}; end the cache with `raycache stop`, then `raycache fsck --repair`"
+        )
+    return Unavailable(f"{path}: {error}; nothing was changed, try again")

@@ -9,19 +9,25 @@ Threading: safe. A directory is listed by one thread while others that want it w
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from raycache.core import archive, paths
-from raycache.core.listing import prepare_listing
+import numpy as np
+import pyarrow as pa
+
+from raycache.core import paths
+from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import Dataset
-from raycache.errors import InvalidInput, NotADirectory, NotFound, Unavailable
-from raycache.meta.catalog import Catalog
+from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, Unavailable
+from raycache.meta.catalog import Catalog, Listed
+from raycache.meta.recovery import keep_aside, relist_under_new_id
 from raycache.meta.treelisting import TreeListings
 from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
@@ -29,6 +35,7 @@ from raycache.ufs.registry import check_scheme, open_ufs
 from raycache.ufs.sources import SourceAccess, Sources
 
 _PUBLISH_TRIES = 3
+_log = logging.getLogger("raycache.master")
 
 
 class Metadata:
@@ -41,8 +48,10 @@ class Metadata:
         limits: Limits,
         block_bytes: int,
         now_ns: Callable[[], int],
+        lost_found: Path | None = None,
     ) -> None:
-        """``vault``: keeps each dataset's options as JSON, for as long as the cluster lives."""
+        """``vault``: keeps each dataset's options as JSON, for as long as the cluster lives. ``lost_found``: where
+        manifests go that turn out to be damaged; None keeps none of them."""
         self._catalog = catalog
         self._vault = vault
         self._limits = limits
@@ -51,6 +60,9 @@ class Metadata:
         self._sources = Sources(self.access, limits)
         self.listings = TreeListings(catalog, self._sources, block_bytes, now_ns)
         """Recursive listings."""
+        self._lost_found = lost_found
+        self.rebuilt = 0
+        """Directories whose stored listing was damaged and is made anew."""
         self._attaching = threading.Lock()
         self._listing: dict[int, tuple[threading.Lock, int]] = {}
         self._listing_lock = threading.Lock()
@@ -63,41 +75,41 @@ class Metadata:
         """Source and options of a dataset, for a worker. Raises NotFound."""
         return self._catalog.dataset(dataset).source, json.loads(self._vault.get(dataset, "{}"))
 
-    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
+    def attach(
+        self, source: str, name: str | None, options: Mapping[str, Any], request_id: str | None = None
+    ) -> Dataset:
         """See client.protocols.MasterApi.attach."""
         location = paths.parse_uri(source)
         check_scheme(location)
         if name is not None:
             paths.check_dataset_name(name)
         with self._attaching:
+            if (told := self._catalog.reply(request_id)) is not None:
+                return Dataset(**told)
             known = self._covering(location.uri, name)
             if known is not None:
                 self._renew(known, options)
                 return known
-            self._probe(location, options)
-            dataset = self._catalog.add_dataset(name or self._free_name(location), location.uri, self._now_ns())
-            try:
-                self._keep_options(dataset.name, options)
-                self.manifest(dataset.root_id)
-            except BaseException:  # nothing half-made: a dataset whose root cannot be listed does not exist
-                self.remove(dataset.name)
-                raise
-        return dataset
+            return self._add(name or self._free_name(location), location, options, request_id)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset. The source is not touched."""
         self.listings.cancel_all(name)
-        self._catalog.remove_dataset(name)
-        self._vault.pop(name, None)
-        self._sources.forget(name)
+        with self._attaching:
+            if self._catalog.reply(request_id) is None:
+                self._catalog.remove_dataset(name, request_id)
+            # After the commit, and also when asked again: the first time may have ended in between.
+            if all(dataset.name != name for dataset in self._catalog.datasets()):
+                self._vault.pop(name, None)
+            self._sources.forget(name)
 
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
         """See client.protocols.MasterApi.manifest."""
-        stored = self._catalog.manifest(dir_id)
+        stored = self._stored(dir_id)
         if stored is not None and stored.directory.version >= at_least:
             return stored
         with self._only_one(dir_id):
-            stored = self._catalog.manifest(dir_id)
+            stored = self._stored(dir_id)
             return stored if stored is not None else self._list(dir_id, None)
 
     def version(self, dir_id: int) -> int:
@@ -108,10 +120,16 @@ class Metadata:
         """See client.protocols.MasterApi.changes."""
         return self._catalog.changes(since)
 
-    def refresh(self, dir_id: int) -> int:
-        """See client.protocols.MasterApi.refresh."""
+    def refresh(self, dir_id: int, request_id: str | None = None) -> int:
+        """See client.protocols.MasterApi.refresh.
+
+        The reply of a refresh that found no change is not kept: to ask again does nothing twice.
+        """
         with self._only_one(dir_id):
-            return self._list(dir_id, self._catalog.manifest(dir_id)).directory.version
+            told = self._catalog.reply(request_id)
+            if told is not None:
+                return int(told)
+            return self._list(dir_id, self._stored(dir_id), request_id).directory.version
 
     def status(self) -> list[dict[str, Any]]:
         """Per dataset: how much of it is known. Holds no options."""
@@ -129,7 +147,50 @@ class Metadata:
             )
         return found
 
-    def _list(self, dir_id: int, old: Manifest | None) -> Manifest:
+    def _add(self, name: str, location: paths.Location, options: Mapping[str, Any], request_id: str | None) -> Dataset:
+        """Make a dataset, with the listing of its root, in one transaction: there is all of it, or nothing."""
+        listing, hidden = prepare_listing(self._probe(location, options))
+        children = [child.decode("utf-8", "surrogateescape") for child in new_directories(None, listing)]
+        ids = self._catalog.reserve_ids(1 + len(children))
+        now_ns = self._now_ns()
+        about = Directory(ids[0], name, location.uri, "", 1, now_ns, self._block_bytes, hidden)
+        root = Listed.of(build(about, listing, np.asarray(ids[1:], dtype=np.uint64)))
+        # Before the commit: a client that asks again after it is told that all is done.
+        self._keep_options(name, options)
+        try:
+            return self._catalog.add_dataset(name, location.uri, now_ns, root, children, request_id)
+        except RaycacheError:
+            self._vault.pop(name, None)
+            raise
+
+    def _stored(self, dir_id: int) -> Manifest | None:
+        """The stored manifest; None when there is none. Raises NotFound when it is damaged, and then there is none:
+        the directory has another id from now on (see ``recovery``), which the one above it names."""
+        try:
+            return self._catalog.manifest(dir_id)
+        except InvalidInput as error:
+            dataset, path = self._catalog.directory(dir_id)
+            uri = paths.join(dataset.source, path)
+            self._rebuild(dataset, path, dir_id, str(error))
+            raise NotFound(f"{uri}: its listing was damaged ({error}) and is made anew; look it up again") from error
+
+    def _rebuild(self, dataset: Dataset, path: str, dir_id: int, problem: str) -> None:
+        parent_id = self._catalog.find_directory(dataset.name, paths.split(path)[0])
+        # Locks are taken from a directory towards the root only, so that no two threads wait for each other.
+        with self._only_one(parent_id if path and parent_id is not None else 0):
+            body = self._catalog.body(dir_id)
+            if not body:
+                return  # another thread was here first
+            if self._lost_found is not None:
+                keep_aside(self._lost_found, f"{dataset.name}-{dir_id}.manifest", body)
+            new_id = relist_under_new_id(self._catalog, dataset, path, dir_id, self._now_ns())
+            self.rebuilt += 1
+            _log.error(
+                "the listing of %s was damaged (%s) and is made anew: directory %d is %d now, what was stored is in %s",
+                paths.join(dataset.source, path), problem, dir_id, new_id, self._lost_found,
+            )  # fmt: skip
+
+    def _list(self, dir_id: int, old: Manifest | None, request_id: str | None = None) -> Manifest:
         dataset, path = self._catalog.directory(dir_id)
         for _ in range(_PUBLISH_TRIES):
             listing, hidden = prepare_listing(self._sources.call(dataset.name, lambda ufs: ufs.list_directory(path)))
@@ -138,10 +199,10 @@ class Metadata:
             if new is None and old is not None:
                 return old
             if new is not None:
-                saved = self._catalog.save_manifest(new.directory, memoryview(archive.to_kept(new)))
+                saved = self._catalog.save_manifest(*Listed.of(new), request_id)
                 if saved is not None:
                     return Manifest(saved, new.columns)
-            old = self._catalog.manifest(dir_id)  # a recursive listing published it meanwhile
+            old = self._stored(dir_id)  # a recursive listing published it meanwhile
         raise Unavailable(f"{paths.join(dataset.source, path)}: others keep publishing new listings of it; try again")
 
     def _covering(self, uri: str, name: str | None) -> Dataset | None:
@@ -157,11 +218,12 @@ class Metadata:
             raise InvalidInput(f"{uri} is dataset {best.name!r} already; use that name")
         return best
 
-    def _probe(self, location: paths.Location, options: Mapping[str, Any]) -> None:
-        """Raise unless a source can be listed and holds something."""
+    def _probe(self, location: paths.Location, options: Mapping[str, Any]) -> pa.RecordBatch:
+        """List the root of a source. Raises unless it can be listed and holds something."""
         ufs = open_ufs(location.uri, options, self._limits)
-        if ufs.list_directory("").num_rows or not location.path or location.scheme == "file":
-            return
+        listing: pa.RecordBatch = ufs.list_directory("")
+        if listing.num_rows or not location.path or location.scheme == "file":
+            return listing
         try:
             is_file = not ufs.stat("").is_dir
         except NotFound:

@@ -1,7 +1,7 @@
 """What recursive listings have found and not published yet, in the catalog: jobs, parts, staged manifests.
 
 A job stages part after part of a tree and publishes all in one transaction. What a job that did not end has staged is
-there for the next one. Tables: ``listings``, ``staged_parts``, ``staged_manifests`` in ``catalog``.
+there for the next one. Tables: ``listings``, ``staged_parts``, ``staged_manifests`` in ``schema``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from raycache.core.values import Buffer, ListingJob
 from raycache.errors import NotFound
-from raycache.meta.catalog import Catalog, number_directories
+from raycache.meta.catalog import Catalog, number_directories, put_body, take_changes
 
 RESUME_NS = 3600 * 10**9
 """A job that gave its last sign of life this long ago is not resumed: its source has moved on."""
@@ -176,14 +176,21 @@ class Staging:
                 " coalesce((SELECT version FROM manifests m WHERE m.dir_id = staged_manifests.dir_id), 0)",
                 (job_id,),
             )
-            (last,) = db.execute("SELECT coalesce(max(changed), 0) FROM manifests WHERE changed > 0").fetchone()
-            changed = db.execute(
-                "INSERT OR REPLACE INTO manifests SELECT s.dir_id, base_version + 1, s.body,"
-                " CASE WHEN base_version > 0 THEN ?1 + s.rowid ELSE 0 END,"
-                " CASE WHEN base_version > 0 THEN ltrim(m.changes || ',' || (?1 + s.rowid), ',') ELSE '' END"
-                " FROM staged_manifests s LEFT JOIN manifests m USING (dir_id) WHERE job_id = ?2 AND s.body NOT NULL",
+            changed: int = db.execute(
+                "SELECT count(*) FROM staged_manifests WHERE job_id = ? AND body_id NOT NULL", (job_id,)
+            ).fetchone()[0]
+            last = take_changes(db, changed)
+            db.execute(
+                "INSERT INTO manifests (dir_id, version, body_id, changed, changes)"
+                " SELECT dir_id, base_version + 1, body_id,"
+                " CASE WHEN base_version > 0 THEN ? + row_number() OVER () ELSE 0 END, ''"
+                " FROM staged_manifests WHERE job_id = ? AND body_id NOT NULL"
+                " ON CONFLICT (dir_id) DO UPDATE SET version = excluded.version, body_id = excluded.body_id,"
+                " changed = excluded.changed, changes = ltrim(changes || ',' || excluded.changed, ',')",
                 (last, job_id),
-            ).rowcount
+            )
+            # Bodies belong to the manifests now, and must not go with what was staged.
+            db.execute("UPDATE staged_manifests SET body_id = NULL WHERE job_id = ?", (job_id,))
             db.execute(
                 "UPDATE listings SET state = 'done', changed = ?, updated_ns = ? WHERE job_id = ?",
                 (changed, now_ns, job_id),
@@ -231,10 +238,13 @@ def _count(db: sqlite3.Connection, job_id: int) -> tuple[int, int]:
 
 
 def _insert(db: sqlite3.Connection, job_id: int, part: bytes | None, staged: Sequence[Staged]) -> None:
-    db.executemany(
-        "INSERT OR REPLACE INTO staged_manifests VALUES (?, ?, ?, ?, ?)",
-        [(job_id, one.dir_id, part, one.base_version, one.body) for one in staged],
-    )
+    for one in staged:
+        db.execute("DELETE FROM staged_manifests WHERE job_id = ? AND dir_id = ?", (job_id, one.dir_id))
+        body_id = put_body(db, one.body) if one.body is not None else None
+        db.execute(
+            "INSERT INTO staged_manifests VALUES (?, ?, ?, ?, ?)",
+            (job_id, one.dir_id, part, one.base_version, body_id),
+        )
 
 
 def _forget_old(db: sqlite3.Connection, dataset: str, dir_id: int, job_id: int, now_ns: int) -> None:

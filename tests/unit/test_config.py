@@ -123,12 +123,12 @@ def test_file_that_is_no_toml(file, content):
 @pytest.mark.parametrize("content", ["blok_bytes = 5", "[tiers]\nssd = 1"])
 def test_misspelt_setting_in_the_file(file, content):
     file.write_text(content)
-    with pytest.raises(InvalidInput, match=f"{file}: no setting named (blok_bytes|tiers); there are address, block_b"):
+    with pytest.raises(InvalidInput, match=f"{file}: no setting named (blok_bytes|tiers); there are address, backup_e"):
         load_settings()
 
 
 def test_misspelt_argument():
-    with pytest.raises(InvalidInput, match="no setting named blok_bytes; there are address, block_bytes"):
+    with pytest.raises(InvalidInput, match="no setting named blok_bytes; there are address, backup_every_s"):
         load_settings(blok_bytes=5)
 
 

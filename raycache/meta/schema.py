@@ -1,0 +1,153 @@
+"""The catalog's schema, which is the documentation of the metadata: numbered migrations, the newest last.
+
+Migration ``n`` takes a catalog from version ``n - 1`` to ``n``, in one transaction that also sets the version, so that
+one that fails leaves the file as it was. A new catalog goes through all of them. One that has been released is never
+edited: what is to be different comes as the next one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import xxhash
+
+from raycache.errors import InvalidInput
+
+_NAMESPACE = """
+CREATE TABLE datasets (
+    name        TEXT PRIMARY KEY,         -- what users call it
+    source      TEXT NOT NULL UNIQUE,     -- URI without a trailing slash; two names for one source would cache it twice
+    root_id     INTEGER NOT NULL,         -- directories.dir_id of its root
+    attached_ns INTEGER NOT NULL          -- when; shown as the mtime of its directories, which have none of their own
+) WITHOUT ROWID;
+
+CREATE TABLE directories (
+    dir_id  INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice: it is part of inode numbers that kernels remember
+    dataset TEXT NOT NULL,                     -- datasets.name
+    path    BLOB NOT NULL,                     -- inside the dataset, no slashes at the ends, empty for the root
+    UNIQUE (dataset, path)
+);
+
+CREATE TABLE manifests (
+    dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
+    version INTEGER NOT NULL,             -- from 1, higher with each change
+    body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
+    changed INTEGER NOT NULL              -- 0 for a first version, else higher than any before it
+);
+CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
+"""
+
+_SCALE = """
+CREATE TABLE bodies (
+    body_id  INTEGER PRIMARY KEY,         -- a table of their own: to publish a tree moves ids, and no bodies
+    body     BLOB NOT NULL,               -- see core.archive, zstd
+    checksum INTEGER NOT NULL             -- xxh3_64 of body, as a signed number: damage is found, not decoded
+);
+
+ALTER TABLE manifests RENAME TO manifests_1;
+DROP INDEX manifests_by_change;
+CREATE TABLE manifests (
+    dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
+    version INTEGER NOT NULL,             -- from 1, higher with each change
+    body_id INTEGER NOT NULL,             -- bodies.body_id
+    changed INTEGER NOT NULL,             -- 0 for a first version, else higher than any before it
+    changes TEXT NOT NULL                 -- what ``changed`` was for each version from the second on, with commas
+);
+CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
+INSERT INTO bodies SELECT dir_id, body, xxh3_64(body) FROM manifests_1;
+INSERT INTO manifests SELECT dir_id, version, dir_id, changed, '' FROM manifests_1;
+DROP TABLE manifests_1;
+CREATE TRIGGER manifest_replaced AFTER UPDATE OF body_id ON manifests WHEN OLD.body_id != NEW.body_id
+    BEGIN DELETE FROM bodies WHERE body_id = OLD.body_id; END;
+CREATE TRIGGER manifest_gone AFTER DELETE ON manifests
+    BEGIN DELETE FROM bodies WHERE body_id = OLD.body_id; END;
+
+CREATE TABLE counters (
+    name  TEXT PRIMARY KEY,               -- 'changes': last number given out in manifests.changed; none comes
+    value INTEGER NOT NULL                -- twice, also not when the dataset that had the last one is removed
+) WITHOUT ROWID;
+INSERT INTO counters SELECT 'changes', coalesce(max(changed), 0) FROM manifests;
+
+CREATE TABLE requests (
+    number     INTEGER PRIMARY KEY,       -- in the order they were answered; the newest REQUESTS_KEPT are kept
+    request_id TEXT NOT NULL UNIQUE,      -- chosen by the client, the same each time it asks again
+    reply      TEXT NOT NULL              -- what it was told, as JSON: written together with the change it tells of
+);
+
+CREATE TABLE listings (                   -- recursive listings: those that run, and the last ones that ended
+    job_id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    dir_id      INTEGER NOT NULL,         -- directory whose tree is listed
+    dataset     TEXT NOT NULL,            -- its dataset
+    path        BLOB NOT NULL,            -- and path, as in directories
+    state       TEXT NOT NULL,            -- running, done, failed or cancelled
+    files       INTEGER NOT NULL DEFAULT 0, -- staged so far
+    directories INTEGER NOT NULL DEFAULT 0, -- staged so far
+    changed     INTEGER NOT NULL DEFAULT 0, -- manifests that it published
+    started_ns  INTEGER NOT NULL,         -- when; kept when it is resumed
+    updated_ns  INTEGER NOT NULL,         -- last sign of life, or its end; decides whether it can be resumed
+    error_kind  TEXT NOT NULL DEFAULT '', -- class in raycache.errors
+    error       TEXT NOT NULL DEFAULT ''  -- why it failed
+);
+
+CREATE TABLE staged_parts (               -- what a listing that is not done has listed already
+    job_id      INTEGER NOT NULL,         -- listings.job_id
+    path        BLOB NOT NULL,            -- a directory, as in directories
+    whole       INTEGER NOT NULL,         -- 1: with all that is below it; 0: alone
+    files       INTEGER NOT NULL,         -- found in this part
+    directories INTEGER NOT NULL,         -- found in this part
+    PRIMARY KEY (job_id, path)
+) WITHOUT ROWID;
+
+CREATE TABLE staged_manifests (           -- directories of these parts, to be published all at once
+    job_id       INTEGER NOT NULL,        -- listings.job_id
+    dir_id       INTEGER NOT NULL,        -- directories.dir_id
+    part         BLOB,                    -- staged_parts.path; NULL: the directory is gone from the source
+    base_version INTEGER NOT NULL,        -- manifests.version that the body follows, 0 for a first one
+    body_id      INTEGER,                 -- bodies.body_id; NULL: listed, and as it was, or published
+    PRIMARY KEY (job_id, dir_id)
+);
+CREATE TRIGGER staged_gone AFTER DELETE ON staged_manifests WHEN OLD.body_id NOT NULL
+    BEGIN DELETE FROM bodies WHERE body_id = OLD.body_id; END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE)
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def checksum(body: bytes | memoryview) -> int:
+    """``manifests.checksum`` of a manifest's body."""
+    return int.from_bytes(xxhash.xxh3_64_digest(body), "big", signed=True)
+
+
+def version_of(db: sqlite3.Connection, path: Path | str) -> int:
+    """The schema version of an open file, 0 for an empty one.
+
+    Raises InvalidInput when it was written by a newer raycache or is another program's; sqlite3.DatabaseError when it
+    is not SQLite's or is damaged.
+    """
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise InvalidInput(
+            f"{path} was written by a newer raycache (schema {version}, this one reads {SCHEMA_VERSION}); "
+            "upgrade raycache, or move the file away"
+        )
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+    names = "SELECT count(*) FROM sqlite_master WHERE name IN ('datasets', 'directories', 'manifests')"
+    if (version == 0 and tables) or (version > 0 and db.execute(names).fetchone()[0] != 3):
+        raise InvalidInput(f"{path} is an SQLite file, but not a catalog of raycache; move it away")
+    return version
+
+
+def migrate(db: sqlite3.Connection, path: Path | str, scripts: Sequence[str] = MIGRATIONS) -> None:
+    """Bring an open file (in autocommit mode) to the version that ``scripts`` lead to. Raises what ``version_of``
+    raises; a migration that fails is undone as a whole."""
+    db.create_function("xxh3_64", 1, checksum, deterministic=True)
+    for number in range(version_of(db, path) + 1, len(scripts) + 1):
+        try:
+            db.executescript(f"BEGIN IMMEDIATE; {scripts[number - 1]}; PRAGMA user_version = {number}; COMMIT;")
+        except BaseException:  # an interrupt too must not leave half a migration open
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
