@@ -44,9 +44,9 @@ PART_COUNT = 512
 PARTS = 6
 """Parts of one job that are listed at once."""
 STAGE_ROWS = 32_000
-"""Rows, and"""
+"""Rows that are staged at once: a commit for each small part would cost more than listing it."""
 STAGE_S = 2.0
-"""seconds after which what was found is staged: a commit for each small part would cost more than listing it."""
+"""Longest that fewer rows wait for that."""
 JOBS = 4
 """Jobs that run at once."""
 WAIT_S = 5.0
