@@ -30,7 +30,7 @@ def refresh_tree(
         raise NotADirectory(f"{uri} is a file; refresh its directory")
     about = entry.manifest.directory
     for _ in range(TRIES):
-        job = _await(master, master.start_listing(about.dir_id), show)
+        job = _run(master, about.dir_id, show)
         if job.error_kind != ClusterUnavailable.__name__:
             break  # else the master was restarted, and the next job goes on where that one was
     if job.state == "cancelled":
@@ -41,14 +41,17 @@ def refresh_tree(
     return job
 
 
-def _await(master: ListingsApi, job_id: int, show: Callable[[ListingJob], object]) -> ListingJob:
+def _run(master: ListingsApi, dir_id: int, show: Callable[[ListingJob], object]) -> ListingJob:
+    job_id: int | None = None
     try:
+        job_id = master.start_listing(dir_id)
         while (job := master.listing(job_id, WAIT_S)).state == "running":
             show(job)
     except RaycacheError:
         raise  # the master is away: the job goes on, or will be gone on with
     except BaseException:  # an interrupt above all: who asked for the listing does not want it any more
         with suppress(RaycacheError):
-            master.cancel_listing(job_id)
+            # Its number may have been on the way here; to join the job is to learn it.
+            master.cancel_listing(master.start_listing(dir_id) if job_id is None else job_id)
         raise
     return job

@@ -47,9 +47,9 @@ ROWS_UNDER_WAY = 500_000
 """Rows of a job that have come and are not staged, about 250 bytes each while they become manifests. Beyond that only
 the part that was asked for first goes on, so that memory is bounded by this and the largest part."""
 STAGE_ROWS = 32_000
-"""Rows, and"""
+"""Rows that are staged at once: a commit for each small part would cost more than listing it."""
 STAGE_S = 2.0
-"""seconds after which what was found is staged: a commit for each small part would cost more than listing it."""
+"""Longest that fewer rows wait for that."""
 JOBS = 4
 """Jobs that run at once."""
 WAIT_S = 5.0

@@ -486,6 +486,18 @@ def test_an_interrupt_cancels_the_job_and_a_lost_master_does_not_end_the_refresh
         with pytest.raises(KeyboardInterrupt):
             cache.refresh_tree("raycache://data")
         assert len(cancelled) == 1
+        original, starts = cache.master.start_listing, []
+
+        def start(dir_id: int) -> int:
+            starts.append(original(dir_id))
+            if len(starts) == 1:
+                raise KeyboardInterrupt  # before the caller learns the number
+            return starts[-1]
+
+        cache.master.start_listing = start  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            cache.refresh_tree("raycache://data")
+        assert cancelled[1:] == starts[1:]
         answers[:] = ["running", "failed", "running", "done"]
         assert cache.refresh_tree("raycache://data").state == "done"
         answers[:] = ["cancelled"]
