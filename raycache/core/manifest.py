@@ -16,7 +16,7 @@ Threading: immutable; the lazily computed block ids may be computed twice, with 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,6 +131,15 @@ class Manifest:
                 return row
             at += 1
         return None
+
+    def find_many(self, names: Sequence[bytes]) -> NDArray[np.int64]:
+        """Row of the live entry of each name, in order; -1 where there is none."""
+        found = (self.find(name) for name in names)
+        return np.fromiter((-1 if row is None else row for row in found), np.int64, len(names))
+
+    def as_of(self, change: int) -> Manifest:
+        """The directory as it was after the catalog's change number ``change``. A stub: it is always the newest."""
+        return self
 
     def name(self, row: int) -> bytes:
         """Name of a row."""
