@@ -59,10 +59,29 @@ class InProcessMaster:
         self.calls += 1
         return Manifest.from_buffer(self._metadata.manifest(dir_id, at_least).to_buffer())
 
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """See MasterApi."""
+        self.calls += 1
+
+        def hand_out(dir_id: int) -> Manifest:
+            return Manifest.from_buffer(self._metadata.manifest(dir_id).to_buffer())
+
+        return self._metadata.manifests(dir_ids, hand_out)
+
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See MasterApi."""
         self.calls += 1
         return self._metadata.changes(since)
+
+    def newest_change(self) -> int:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.newest_change()
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.set_refresh(name, every_s)
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
