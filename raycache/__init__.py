@@ -17,6 +17,7 @@ from raycache import errors
 
 if TYPE_CHECKING:
     from raycache.actors.cluster import Cluster
+    from raycache.client.batch import Found
     from raycache.client.filesystem import FileSystem
     from raycache.core.values import Dataset, Stat
     from raycache.fsspec import RaycacheFileSystem
@@ -27,10 +28,13 @@ __all__ = [
     "disconnect",
     "errors",
     "exists",
+    "exists_many",
     "filesystem",
     "glob",
     "init",
     "listdir",
+    "listdir_many",
+    "lookup_many",
     "mount",
     "open",
     "read_many",
@@ -38,6 +42,7 @@ __all__ = [
     "scandir",
     "shutdown",
     "stat",
+    "stat_many",
     "status",
     "unmount",
     "walk",
@@ -133,6 +138,29 @@ def stat(uri: str) -> Stat:
 def exists(uri: str) -> bool:
     """Whether a known dataset has this file or directory."""
     return _files().exists(uri)
+
+
+def stat_many(uris: Sequence[str]) -> list[Stat]:
+    """``stat`` of each, in order; the master is asked once per level of depth at most. Raises for the first to fail."""
+    return _files().stat_many(uris)
+
+
+def exists_many(uris: Sequence[str]) -> list[bool]:
+    """``exists`` of each, in order."""
+    return _files().exists_many(uris)
+
+
+def listdir_many(uris: Sequence[str]) -> list[list[str]]:
+    """``listdir`` of each, in order; those never listed are listed side by side. Raises for the first that fails."""
+    return _files().listdir_many(uris)
+
+
+def lookup_many(uri: str, names: Sequence[str]) -> Found:
+    """Names of one directory, a row each, in numpy columns ``exists``, ``is_dir``, ``size_bytes``, ``mtime_ns``.
+
+    The way to millions of lookups per second. Raises NotFound and NotADirectory for the directory itself.
+    """
+    return _files().lookup_many(uri, names)
 
 
 def glob(pattern: str) -> list[str]:

@@ -18,7 +18,7 @@ NAMES = st.lists(st.lists(_LETTERS | _ODD, min_size=1, max_size=5).map(b"".join)
 _CLASSES = st.sampled_from(
     ["[", "]", "[!", "[^", "[a-z]", "[!a]", "[z-a]", "[]a]", "[!]", "[\\]", "[--0]", "[a-]", "[\u00e9]"]
 )
-_SIGNS = st.sampled_from(list("ab.zA0-^!\\\n*?&|~$(") + ["\u00e9", "\u2603", "\udcff", "**"])
+_SIGNS = st.sampled_from([*"ab.zA0-^!\\\n*?&|~$(", "\u00e9", "\u2603", "\udcff", "**"])
 PATTERNS = st.lists(_SIGNS | _CLASSES, min_size=1, max_size=6).map("".join)
 
 
