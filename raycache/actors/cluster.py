@@ -22,6 +22,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
+from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
@@ -228,6 +229,18 @@ class Cluster:
         master = RemoteMaster(handle, settings)
         _check_same(settings, master.settings())
         return Cluster(settings, address, master)
+
+    def view(self, snapshot: bool | int) -> FileSystem:
+        """The file system as it is now for ever (True), as of a change number, or as it moves on (False).
+
+        A snapshot has listings of its own; what was read is shared. Raises InvalidInput for a number that is none, or
+        that has not been reached.
+        """
+        if snapshot is False:
+            return self.files
+        newest = self.master.newest_change()
+        change = newest if snapshot is True else check_change(snapshot, newest)
+        return FileSystem(Namespace(self.master, change), self.reader)
 
     def status(self) -> dict[str, Any]:
         """Master, workers, datasets, and the workers' counters added up. A new dict that prints as JSON."""

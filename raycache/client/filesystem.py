@@ -92,6 +92,10 @@ class FileSystem:
         """See MasterApi.attach."""
         return self._namespace.attach(source, name, options)
 
+    def dataset_of(self, uri: str) -> Dataset:
+        """The dataset that a URI belongs to. Raises InvalidInput, NotFound."""
+        return self._namespace.locate(uri)[0]
+
     def set_refresh(self, name: str, every_s: float) -> Dataset:
         """See MasterApi.set_refresh."""
         return self._namespace.set_refresh(name, every_s)

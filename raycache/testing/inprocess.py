@@ -181,6 +181,10 @@ class InProcessCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def view(self, change: int | None = None) -> FileSystem:
+        """A client that holds nothing yet, and shows everything as of a change number where one is given."""
+        return FileSystem(Namespace(self.master, change), self.reader)
+
     def close(self) -> None:
         """Stop the stores and check their books."""
         for store in self.pool.stores.values():

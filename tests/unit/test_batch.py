@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycache.client.filesystem import FileSystem
-from raycache.client.namespace import Namespace
 from raycache.core.globbing import glob_names
 from raycache.core.values import Failed
 from raycache.errors import AccessDenied, InvalidInput, IsADirectory, NotADirectory, NotFound
@@ -33,11 +31,6 @@ def cache(tmp_path: Path) -> Iterator[InProcessCache]:
     with InProcessCache() as cache:
         cache.files.attach(str(tmp_path / "data"), "data", {})
         yield cache
-
-
-def fresh(cache: InProcessCache) -> FileSystem:
-    """A client that holds nothing."""
-    return FileSystem(Namespace(cache.master), cache.reader)
 
 
 URIS = [
@@ -60,21 +53,21 @@ INVALID = ["raycache://data/a/..", "raycache://data/a/x/nul\0", "", "raycache://
 
 
 def test_many_say_what_each_says(cache: InProcessCache) -> None:
-    files = fresh(cache)
-    assert fresh(cache).stat_many(URIS) == [files.stat(uri) for uri in URIS]
-    assert fresh(cache).exists_many([*URIS, *WRONG]) == [True] * len(URIS) + [False] * len(WRONG)
-    assert [files.exists(uri) for uri in [*URIS, *WRONG]] == fresh(cache).exists_many([*URIS, *WRONG])
+    files = cache.view()
+    assert cache.view().stat_many(URIS) == [files.stat(uri) for uri in URIS]
+    assert cache.view().exists_many([*URIS, *WRONG]) == [True] * len(URIS) + [False] * len(WRONG)
+    assert [files.exists(uri) for uri in [*URIS, *WRONG]] == cache.view().exists_many([*URIS, *WRONG])
     directories = [uri for uri in URIS if files.stat(uri).is_dir]
-    assert fresh(cache).listdir_many(directories) == [files.listdir(uri) for uri in directories]
-    assert fresh(cache).listdir("raycache://data/a/x") == ["1", "2", "b\udcff", "new\nline"]
+    assert cache.view().listdir_many(directories) == [files.listdir(uri) for uri in directories]
+    assert cache.view().listdir("raycache://data/a/x") == ["1", "2", "b\udcff", "new\nline"]
     readable = [uri for uri in URIS if uri not in directories]
-    assert fresh(cache).read_many(readable) == [b"." * files.stat(uri).size_bytes for uri in readable]
+    assert cache.view().read_many(readable) == [b"." * files.stat(uri).size_bytes for uri in readable]
     for many in (files.stat_many, files.exists_many, files.listdir_many, files.read_many):
         assert many([]) == []
 
 
 def test_the_first_that_fails_is_the_one_that_is_raised(cache: InProcessCache) -> None:
-    files, good = fresh(cache), URIS[0]
+    files, good = cache.view(), URIS[0]
     for uri, kind in {**WRONG, **dict.fromkeys(INVALID, InvalidInput)}.items():
         for many in (files.stat_many, files.read_many):
             with pytest.raises(kind) as found:
@@ -95,18 +88,18 @@ def test_the_first_that_fails_is_the_one_that_is_raised(cache: InProcessCache) -
 def test_directories_are_asked_for_once_a_level(cache: InProcessCache) -> None:
     uris = [f"raycache://data/{directory}/{name}" for directory in DIRECTORIES for name in ("1", "2", "none")]
     for many in (lambda files: files.exists_many(uris), lambda files: files.stat_many([*uris[::3], *uris[1::3]])):
-        files, before = fresh(cache), cache.master.calls
+        files, before = cache.view(), cache.master.calls
         many(files)
         assert cache.master.calls - before == 1 + 3, "datasets, root, a b c, and all nine"
         before = cache.master.calls
         many(files)
         assert cache.master.calls == before
-    files = fresh(cache)
+    files = cache.view()
     files.exists("raycache://data/a")
     before = cache.master.calls
     assert list(files.glob("raycache://data/*/[xy]/1"))[::5] == ["raycache://data/a/x/1", "raycache://data/c/y/1"]
     assert cache.master.calls - before == 2, "b and c, and then six"
-    files, before = fresh(cache), cache.master.calls
+    files, before = cache.view(), cache.master.calls
     assert sum(len(names) for _, _, names in files.walk("raycache://data")) == 36
     assert cache.master.calls - before == 1 + 1 + 1 + 3, "datasets, root, a b c, and the three below each of them"
 
@@ -123,7 +116,7 @@ def test_one_directory_that_fails_does_not_fail_the_others(
         return made
 
     monkeypatch.setattr(cache.metadata, "manifest", manifest)
-    files = fresh(cache)
+    files = cache.view()
     assert files.exists_many(["raycache://data/a/x", "raycache://data/c/x"]) == [True, True]
     with pytest.raises(AccessDenied, match="secret"):
         files.exists_many(["raycache://data/a/x", "raycache://data/b/x"])
@@ -136,19 +129,19 @@ def test_one_directory_that_fails_does_not_fail_the_others(
 
 
 def test_names_are_looked_up_in_columns(cache: InProcessCache) -> None:
-    found = fresh(cache).lookup_many("raycache://data/a/x", ["2", "none", "b\udcff", "..", "2"])
+    found = cache.view().lookup_many("raycache://data/a/x", ["2", "none", "b\udcff", "..", "2"])
     assert found.exists.tolist() == [True, False, True, False, True]
     assert found.size_bytes.tolist() == [1, 0, 2, 0, 1]
     assert (found.mtime_ns > 10**18).tolist() == found.exists.tolist()
-    above = fresh(cache).lookup_many("raycache://data/a", ["x", "none"])
+    above = cache.view().lookup_many("raycache://data/a", ["x", "none"])
     assert (above.is_dir.tolist(), above.size_bytes.tolist(), above.mtime_ns.tolist()) == (
         [True, False],
         [0, 0],
         [1, 0],
     )
-    assert fresh(cache).lookup_many("raycache://data/a", []).exists.dtype == np.bool_
+    assert cache.view().lookup_many("raycache://data/a", []).exists.dtype == np.bool_
     with pytest.raises(NotADirectory):
-        fresh(cache).lookup_many("raycache://data/a/x/1", ["x"])
+        cache.view().lookup_many("raycache://data/a/x/1", ["x"])
 
 
 def test_what_was_near_is_void_when_a_directory_moves_on(cache: InProcessCache, tmp_path: Path) -> None:
@@ -169,7 +162,7 @@ def test_a_source_inside_another_one_is_found_by_its_own_name(cache: InProcessCa
 
 def test_walk_leaves_out_what_the_caller_takes_out(cache: InProcessCache) -> None:
     seen = []
-    for base, dirs, _ in fresh(cache).walk("raycache://data/"):
+    for base, dirs, _ in cache.view().walk("raycache://data/"):
         seen.append(base)
         dirs[:] = [name for name in dirs if name != "y"] if base.endswith("a") else dirs[:1]
     assert seen == ["raycache://data/", *(f"raycache://data/a{below}" for below in ("", "/x", "/z"))]
