@@ -119,8 +119,8 @@ def mount(
         return Mount(there, settings, made=False)
     _check(target)
     cluster = current(settings)
+    view = cluster.view(snapshot)  # first: a number that is wrong must not leave a dataset behind
     access = _attach(cluster, uri, name, options)
-    view = cluster.view(snapshot)
     if not view.stat(uri).is_dir:
         raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
     _set_refresh(uri, refresh_every_s, settings)
