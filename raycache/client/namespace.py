@@ -249,22 +249,25 @@ class Namespace:
     def follow(self, since: int) -> tuple[int, list[tuple[Manifest | None, Manifest]]]:
         """Take over what others refreshed: of the directories held here, the old manifest and the new one.
 
-        ``since``: what the last call returned first. One call to the master when nothing changed. The old one is None
+        ``since``: what the last call returned first. One call to the master when nothing changed, and one per
+        MANIFESTS_AT_ONCE of what did. The old one is None
         where the new one was held already: what was told of it before is then not known. As of a change nothing moves.
         """
         if self.as_of is not None:
             return since, []
         newest, dir_ids = self._master.changes(since)
         replaced: list[tuple[Manifest | None, Manifest]] = []
-        for dir_id in dir_ids:
-            with self._lock:
-                held, under_way = self._held.get(dir_id), self._flights.get(dir_id)
-            if held is None and under_way is None:
-                continue
-            new = self._master.manifest(dir_id)
-            self._hold(dir_id, new)
-            is_newer = held is not None and new.directory.version > held.directory.version
-            replaced.append((held if is_newer else None, new))
+        with self._lock:
+            known = [(each, self._held.get(each)) for each in dir_ids if each in self._held or each in self._flights]
+        for start in range(0, len(known), MANIFESTS_AT_ONCE):
+            part = known[start : start + MANIFESTS_AT_ONCE]
+            answers = self._master.manifests([dir_id for dir_id, _ in part])
+            for (dir_id, held), new in zip(part, answers, strict=True):
+                if isinstance(new, Failed):
+                    raise new.error
+                self._hold(dir_id, new)
+                is_newer = held is not None and new.directory.version > held.directory.version
+                replaced.append((held if is_newer else None, new))
         return newest, replaced
 
     def refresh(self, uri: str) -> Manifest:

@@ -28,6 +28,7 @@ from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
 from raycache.core.paths import RAYCACHE_SCHEME
+from raycache.core.values import Failed
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
 from raycache.fuse.kernel import Ended, KernelSession
@@ -107,11 +108,9 @@ def _join_cluster(task: Task) -> Served:
             f"the cache's catalog is not the one that {task.mountpoint} was mounted with, and has other inode numbers; "
             "unmount it and mount it again"
         )
-    for dir_id in {root_id, *shelf.directories()}:
-        try:
-            namespace.manifest(dir_id)
-        except RaycacheError as error:  # of a mount that was here before; a lookup that needs it will say so
-            _log.warning("cannot map directory %d: %s", dir_id, error)
+    for dir_id, answer in namespace.manifests({root_id, *shelf.directories()}).items():
+        if isinstance(answer, Failed):  # of a mount that was here before; a lookup that needs it will say so
+            _log.warning("cannot map directory %d: %s", dir_id, answer.error)
     vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
     if task.session == "kernel":  # there is a holder to put a direct one in our place
         threading.Thread(target=_leave_with_cluster, args=(cluster.address,), name="watch", daemon=True).start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raycache.client.namespace import Namespace
 from raycache.core.globbing import glob_names
+from raycache.core.manifest import Manifest
 from raycache.core.values import Failed
-from raycache.errors import AccessDenied, InvalidInput, IsADirectory, NotADirectory, NotFound
+from raycache.errors import AccessDenied, ClusterUnavailable, InvalidInput, IsADirectory, NotADirectory, NotFound
 from raycache.testing.inprocess import InProcessCache
 
 DIRECTORIES = [f"{first}/{second}" for first in "abc" for second in "xyz"]
@@ -203,3 +207,51 @@ def by_hand(directory: str, base: str, parts: list[str]) -> Iterator[str]:
             yield f"{base}/{name}"
         elif name in below:
             yield from by_hand(os.path.join(directory, name), f"{base}/{name}", rest)
+
+
+def test_those_who_want_the_same_directory_wait_for_one_call(
+    cache: InProcessCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, asked, answer = cache.view(), threading.Event(), threading.Event()
+    assert files.exists("raycache://data/a")
+    real = cache.master.manifests
+
+    def manifests(dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        asked.set()
+        assert answer.wait(10)
+        return real(dir_ids)
+
+    monkeypatch.setattr(cache.master, "manifests", manifests)
+    with ThreadPoolExecutor(2) as threads:
+        many = threads.submit(files.listdir_many, ["raycache://data/a/x", "raycache://data/a/y"])
+        assert asked.wait(10)
+        before = cache.master.calls
+        one = threads.submit(files.exists, "raycache://data/a/x/1")
+        answer.set()
+        assert one.result(10)
+        assert many.result(10)[0] == ["1", "2", "b\udcff", "new\nline"]
+    assert cache.master.calls == before + 1, "the call that was under way"
+
+
+def test_a_call_that_fails_is_not_made_again_for_the_rest(
+    cache: InProcessCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = cache.view()
+    root_id = cache.master.datasets()[0].root_id
+    calls = []
+
+    def away(dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        calls.append(len(dir_ids))
+        raise ClusterUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.master, "manifests", away)
+        for uri in ("raycache://data", "raycache://data/a/x"):
+            with pytest.raises(ClusterUnavailable):
+                files.listdir_many([uri])
+        namespace = Namespace(cache.master)
+        answers = namespace.manifests(range(root_id, root_id + 600))
+        assert [type(answer) for answer in answers.values()] == [Failed] * 600
+    assert calls == [1, 1, 256]
+    assert files.listdir_many(["raycache://data"]) == [["a", "b", "c"]], "and nothing of the failure is left"
+    assert isinstance(namespace.manifests([root_id])[root_id], Manifest)
