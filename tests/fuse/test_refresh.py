@@ -13,7 +13,7 @@ import pytest
 
 import raycache
 from raycache.errors import Changed, MountError
-from raycache.fuse.mount import list_mounts
+from raycache.fuse.mount import list_mounts, upgrade
 from raycache.testing import ObjectStoreServer
 
 
@@ -106,8 +106,12 @@ def test_a_snapshot_outlives_its_gateway(files: str, s3_env: ObjectStoreServer, 
     with raycache.mount(files, mountpoint, session="kernel", snapshot=True) as pinned:
         names = sorted(os.listdir(mountpoint / "sub"))
         change_all(s3_env, files)
-        os.kill(pinned.gateway_pid, signal.SIGKILL)
+        successor = upgrade(mountpoint)  # this one began after the change
+        assert successor != pinned.gateway_pid
         assert not (mountpoint / "sub" / "new").exists()
+        assert sorted(os.listdir(mountpoint / "sub")) == names
+        os.kill(successor, signal.SIGKILL)
+        assert not (mountpoint / "sub" / "newer").exists()
         assert sorted(os.listdir(mountpoint / "sub")) == names
         assert raycache.filesystem(snapshot=0).ls(f"{files}/sub", detail=False) == [
             f"{files}/sub/{each}" for each in names
@@ -117,11 +121,12 @@ def test_a_snapshot_outlives_its_gateway(files: str, s3_env: ObjectStoreServer, 
 
 
 def change_all(s3_env: ObjectStoreServer, files: str) -> None:
-    """A file replaced, one removed and one added, and their directory listed anew."""
+    """A file replaced, one removed and two added, and their directory listed anew."""
     client, name = s3_env.client(), files.removeprefix("s3://")
     client.put_object(Bucket=name, Key="sub/01", Body=b"replaced")
     client.delete_object(Bucket=name, Key="sub/02")
     client.put_object(Bucket=name, Key="sub/new", Body=b"added")
+    client.put_object(Bucket=name, Key="sub/newer", Body=b"added too")
     assert raycache.refresh(f"{files}/sub") == 2
 
 
