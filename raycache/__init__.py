@@ -17,6 +17,7 @@ from raycache import errors
 
 if TYPE_CHECKING:
     from raycache.actors.cluster import Cluster
+    from raycache.client.batch import Found
     from raycache.client.filesystem import FileSystem
     from raycache.core.values import Dataset, ListingJob, Stat
     from raycache.fsspec import RaycacheFileSystem
@@ -27,17 +28,22 @@ __all__ = [
     "disconnect",
     "errors",
     "exists",
+    "exists_many",
     "filesystem",
     "glob",
     "init",
     "listdir",
+    "listdir_many",
+    "lookup_many",
     "mount",
     "open",
     "read_many",
     "refresh",
     "scandir",
     "shutdown",
+    "snapshot",
     "stat",
+    "stat_many",
     "status",
     "unmount",
     "walk",
@@ -71,6 +77,8 @@ def mount(
     options: Mapping[str, Any] | None = None,
     allow_other: bool = False,
     session: str = "auto",
+    snapshot: bool | int = False,
+    refresh_every_s: float | None = None,
 ) -> Mount:
     """Show a source read-only at ``mountpoint``; usable in a ``with``. See ``raycache.fuse.mount.mount``."""
     from raycache.fuse.mount import mount as make
@@ -82,6 +90,8 @@ def mount(
         options=options,
         allow_other=allow_other,
         session=session,
+        snapshot=snapshot,
+        refresh_every_s=refresh_every_s,
         settings=_settings(),
     )
 
@@ -93,14 +103,33 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
     end(mountpoint, lazy=lazy)
 
 
-def dataset(name: str, source: str, options: Mapping[str, Any] | None = None) -> Dataset:
+def dataset(
+    name: str, source: str, options: Mapping[str, Any] | None = None, *, refresh_every_s: float | None = None
+) -> Dataset:
     """Name a source; its files are then ``raycache://name/path`` as well.
 
+    ``refresh_every_s``: list what was listed of it anew so often, one second or more, 0 for never; left out, a dataset
+    that is known keeps its interval, and a new one is refreshed only by ``raycache.refresh``.
     Raises InvalidInput (name or source taken), NotFound, AccessDenied, SourceUnavailable; then nothing was made.
     """
+    from raycache.core.arguments import check_refresh_every
     from raycache.ufs.registry import capture_access
 
-    return _files().attach(source, name, capture_access(source, options))
+    if refresh_every_s is not None:
+        check_refresh_every(refresh_every_s)
+    made = _files().attach(source, name, capture_access(source, options))
+    return made if refresh_every_s is None else _files().set_refresh(made.name, refresh_every_s)
+
+
+def snapshot(change: int | None = None) -> FileSystem:
+    """Everything as it is now, or as it was after change number ``change``, for as long as the result is used.
+
+    It has the reading verbs of this module: ``view.open``, ``listdir``, ``stat``, ``glob``, ``walk``, ``read_many`` ...
+    ``view.change`` makes the same snapshot in another process. A directory that is listed for the first time later is
+    shown as it was then; a file whose bytes changed since is an error (``errors.Changed``), never other bytes.
+    Raises InvalidInput for a number that has not been reached.
+    """
+    return _cluster().view(True if change is None else change)
 
 
 def open(
@@ -135,6 +164,29 @@ def exists(uri: str) -> bool:
     return _files().exists(uri)
 
 
+def stat_many(uris: Sequence[str]) -> list[Stat]:
+    """``stat`` of each, in order; the master is asked once per level of depth at most. Raises for the first to fail."""
+    return _files().stat_many(uris)
+
+
+def exists_many(uris: Sequence[str]) -> list[bool]:
+    """``exists`` of each, in order."""
+    return _files().exists_many(uris)
+
+
+def listdir_many(uris: Sequence[str]) -> list[list[str]]:
+    """``listdir`` of each, in order; those never listed are listed side by side. Raises for the first that fails."""
+    return _files().listdir_many(uris)
+
+
+def lookup_many(uri: str, names: Sequence[str]) -> Found:
+    """Names of one directory, a row each, in numpy columns ``exists``, ``is_dir``, ``size_bytes``, ``mtime_ns``.
+
+    The way to millions of lookups per second. Raises NotFound and NotADirectory for the directory itself.
+    """
+    return _files().lookup_many(uri, names)
+
+
 def glob(pattern: str) -> list[str]:
     """URIs that match ``*``, ``?``, ``[...]`` and ``**``, sorted."""
     return _files().glob(pattern)
@@ -167,11 +219,14 @@ def refresh(uri: str, *, recursive: bool = False) -> int | ListingJob:
     return _cluster().refresh_tree(uri) if recursive else _files().refresh(uri)
 
 
-def filesystem() -> RaycacheFileSystem:
-    """The fsspec file system (protocol ``raycache``), which takes the sources' own URIs too."""
+def filesystem(snapshot: int | None = None) -> RaycacheFileSystem:
+    """The fsspec file system (protocol ``raycache``), which takes the sources' own URIs too.
+
+    ``snapshot``: a change number to show everything at, see ``raycache.snapshot``.
+    """
     from raycache.fsspec import RaycacheFileSystem
 
-    return RaycacheFileSystem()
+    return RaycacheFileSystem(snapshot=snapshot)
 
 
 def status() -> dict[str, Any]:

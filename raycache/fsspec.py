@@ -10,7 +10,7 @@ from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
-from raycache.actors.cluster import current
+from raycache.actors.cluster import Cluster, current
 from raycache.client.filesystem import FileSystem
 from raycache.core.paths import RAYCACHE_SCHEME, join
 from raycache.core.values import Stat
@@ -18,14 +18,29 @@ from raycache.errors import ReadOnly
 
 
 class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """Files of the cache. Paths are ``dataset/path`` or full URIs."""
+    """Files of the cache. Paths are ``dataset/path`` or full URIs.
+
+    ``snapshot``: a change number to show everything at (``raycache.snapshot``); pickled with the rest, so that the
+    processes of a job all see the same.
+    """
 
     protocol = RAYCACHE_SCHEME
     root_marker = ""
     cachable = False  # an instance holds nothing but the process's one connection
 
-    def __init__(self, *args: Any, **storage_options: Any) -> None:
+    def __init__(self, *args: Any, snapshot: int | None = None, **storage_options: Any) -> None:
         super().__init__(*args, use_listings_cache=False, **storage_options)
+        self.snapshot = snapshot
+        self._view: tuple[Cluster, FileSystem] | None = None
+
+    def _files(self) -> FileSystem:
+        """What this process's connection shows, as of the snapshot if there is one."""
+        cluster = current()
+        if self.snapshot is None:
+            return cluster.files
+        if self._view is None or self._view[0] is not cluster:
+            self._view = (cluster, cluster.view(self.snapshot))
+        return self._view[1]
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -44,9 +59,11 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
             names = [(dataset.name, True) for dataset in current().master.datasets()]
             infos = [{"name": name, "size": 0, "type": "directory"} for name, _ in names]
             return infos if detail else [info["name"] for info in infos]
-        stat = _files().stat(_uri(path))
+        stat = self._files().stat(_uri(path))
         if stat.is_dir:
-            found = [_info(join(path, entry.path.rpartition("/")[2]), entry) for entry in _files().scandir(_uri(path))]
+            found = [
+                _info(join(path, entry.path.rpartition("/")[2]), entry) for entry in self._files().scandir(_uri(path))
+            ]
         else:
             found = [_info(path, stat)]
         return found if detail else [info["name"] for info in found]
@@ -56,22 +73,22 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         if not path:
             return {"name": "", "size": 0, "type": "directory"}
-        return _info(path, _files().stat(_uri(path)))
+        return _info(path, self._files().stat(_uri(path)))
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """A binary file; buffering is the reader's."""
         if mode != "rb":
             raise ReadOnly(f"{path}: cannot open with mode {mode!r}; the cache is read-only")
-        return _files().open(_uri(self._strip_protocol(path)), "rb")
+        return self._files().open(_uri(self._strip_protocol(path)), "rb")
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Bytes of a file, or of a range with Python's rules for negative ends."""
         uri = _uri(self._strip_protocol(path))
         if start is None and end is None:
-            return bytes(_files().read_many([uri])[0])
-        size = _files().stat(uri).size_bytes
+            return bytes(self._files().read_many([uri])[0])
+        size = self._files().stat(uri).size_bytes
         first, last, _ = slice(start, end).indices(size)
-        return bytes(_files().read_range(uri, first, max(0, last - first)))
+        return bytes(self._files().read_range(uri, first, max(0, last - first)))
 
     def cat_ranges(
         self, paths: list[str], starts: Any, ends: Any, max_gap: Any = None, on_error: str = "return", **kwargs: Any
@@ -93,24 +110,20 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def ukey(self, path: str) -> str:
         """Changes when the file does."""
-        stat = _files().stat(_uri(self._strip_protocol(path)))
+        stat = self._files().stat(_uri(self._strip_protocol(path)))
         return stat.etag or f"{stat.size_bytes}-{stat.mtime_ns}"
 
     def modified(self, path: str) -> Any:
         """Time of the last change in the source, UTC."""
         import datetime
 
-        seconds = _files().stat(_uri(self._strip_protocol(path))).mtime_ns / 1e9
+        seconds = self._files().stat(_uri(self._strip_protocol(path))).mtime_ns / 1e9
         return datetime.datetime.fromtimestamp(seconds, tz=datetime.timezone.utc)
 
     def _refuse(self, path: str, *args: Any, **kwargs: Any) -> Any:
         raise ReadOnly(f"{path}: the cache is read-only; write to the source, then raycache.refresh() its directory")
 
     mkdir = makedirs = rmdir = rm_file = _rm = rm = cp_file = mv = touch = pipe_file = put_file = _refuse
-
-
-def _files() -> FileSystem:
-    return current().files
 
 
 def _uri(path: str) -> str:

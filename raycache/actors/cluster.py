@@ -28,6 +28,7 @@ from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
 from raycache.core import archive
+from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
@@ -35,6 +36,7 @@ from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
+_KEEPS_DYING = "the raycache master keeps dying; see its log under the Ray session's logs"
 _REMOTE_MASTER: Any = ray.remote(MasterActor)
 
 
@@ -68,11 +70,31 @@ class RemoteMaster:
                 return archive.from_bytes(get_views([ref], self._timeout_s, "the raycache master")[0])
             except WorkerLost:
                 continue  # the master died between answering and our mapping; its successor publishes it again
-        raise ClusterUnavailable("the raycache master keeps dying; see its log under the Ray session's logs")
+        raise ClusterUnavailable(_KEEPS_DYING)
+
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """See MasterApi. Mapped as ``manifest`` does, all of them in one step."""
+        for _ in range(3):
+            answers = self._call("manifests", list(dir_ids))
+            refs = [answer[0] for answer in answers if not isinstance(answer, Failed)]
+            try:
+                views = iter(get_views(refs, self._timeout_s, "the raycache master"))
+            except WorkerLost:
+                continue  # as in ``manifest``
+            return [answer if isinstance(answer, Failed) else archive.from_bytes(next(views)) for answer in answers]
+        raise ClusterUnavailable(_KEEPS_DYING)
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See MasterApi."""
         return self._call("changes", since)  # type: ignore[no-any-return]
+
+    def newest_change(self) -> int:
+        """See MasterApi."""
+        return self._call("newest_change")  # type: ignore[no-any-return]
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi."""
+        return self._call("set_refresh", name, every_s)  # type: ignore[no-any-return]
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -244,6 +266,18 @@ class Cluster:
     def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
         """See client.treerefresh."""
         return refresh_tree(self.namespace, self.master, uri, show)
+
+    def view(self, snapshot: bool | int) -> FileSystem:
+        """The file system as it is now for ever (True), as of a change number, or as it moves on (False).
+
+        A snapshot has listings of its own; what was read is shared. Raises InvalidInput for a number that is none, or
+        that has not been reached.
+        """
+        if snapshot is False:
+            return self.files
+        newest = self.master.newest_change()
+        change = newest if snapshot is True else check_change(snapshot, newest)
+        return FileSystem(Namespace(self.master, change), self.reader)
 
     def status(self) -> dict[str, Any]:
         """Master, workers, datasets, and the workers' counters added up. A new dict that prints as JSON."""

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,18 +18,21 @@ from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
 from raycache.actors.transport import get
 from raycache.actors.worker import WorkerActor
 from raycache.config import Settings, parse_memory
-from raycache.core.values import Dataset, ListingJob, Worker
+from raycache.core.values import Dataset, Failed, ListingJob, Worker
 from raycache.errors import Unavailable
 from raycache.meta.backup import Backup, RegularBackup, back_up
 from raycache.meta.catalog import Catalog
 from raycache.meta.lock import CatalogLock
 from raycache.meta.metadata import Metadata
 from raycache.meta.recovery import LOST_AND_FOUND
+from raycache.meta.refreshing import Refresher
 from raycache.ufs.base import Limits
 from raycache.ufs.registry import open_ufs
 from raycache.ufs.sources import SourceAccess
 
 RECONCILE_S = 2.0
+REFRESH_POLL_S = 0.25
+"""How often the master looks whether a dataset is due to be refreshed."""
 # Made once: each call of ray.remote would export the class to the cluster again.
 _REMOTE_WORKER: Any = ray.remote(WorkerActor)
 _log = logging.getLogger("raycache.master")
@@ -54,6 +57,9 @@ class MasterActor:
         self._published = PublishedManifests(_own_store_bytes())
         self._fleet = Fleet(settings)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
+        threading.Thread(
+            target=_refresh_by_itself, args=(self._metadata.refresher,), name="refresh", daemon=True
+        ).start()
 
     def attach(
         self, source: str, name: str | None, options: Mapping[str, Any], request_id: str | None = None
@@ -75,9 +81,21 @@ class MasterActor:
         ref = self._published.find(dir_id, version) if version >= max(1, at_least) else None
         return [ref or self._published.publish(self._metadata.manifest(dir_id, at_least))]
 
+    def manifests(self, dir_ids: Sequence[int]) -> list[list[Any] | Failed]:
+        """See Metadata.manifests; an answer that is no error is ``[ref]``."""
+        return self._metadata.manifests(dir_ids, lambda dir_id: self.manifest(dir_id, 0))
+
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See Metadata.changes."""
         return self._metadata.changes(since)
+
+    def newest_change(self) -> int:
+        """See Metadata.newest_change."""
+        return self._metadata.newest_change()
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See Metadata.set_refresh."""
+        return self._metadata.set_refresh(name, every_s)
 
     def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See Metadata.refresh."""
@@ -130,6 +148,18 @@ def _back_up(settings: Settings, vault: Vault, limits: Limits) -> Backup:
     assert settings.backup_to is not None
     destination = open_ufs(settings.backup_to, json.loads(vault.get(BACKUP, "{}")), limits)
     return back_up(settings.catalog_file, settings.namespace, destination, datetime.now(timezone.utc))
+
+
+def _refresh_by_itself(refresher: Refresher) -> None:
+    """Refresh what is due, for ever, one listing at a time."""
+    while True:
+        try:
+            busy = refresher.step(time.monotonic())
+        except Exception:  # noqa: BLE001 - the catalog could not be read; the loop must outlive that too
+            _log.exception("cannot see what is to be refreshed")
+            busy = False
+        if not busy:
+            time.sleep(REFRESH_POLL_S)
 
 
 class Fleet:

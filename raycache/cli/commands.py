@@ -123,6 +123,13 @@ def mount(
     option: Annotated[list[str] | None, typer.Option("-o", help="Storage option KEY=VALUE, repeatable.")] = None,
     allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
     session: Annotated[str, typer.Option(help="kernel (the default on Linux 5.4 and newer) or pyfuse3.")] = "auto",
+    snapshot: Annotated[bool, typer.Option("--snapshot", help="Show everything as it is now, for ever.")] = False,
+    at: Annotated[
+        int | None, typer.Option(metavar="CHANGE", help="The same, as it was at the snapshot of this number.")
+    ] = None,
+    refresh: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="List the dataset anew so often; 0 is never.")
+    ] = None,
     upgrade: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Nothing new: swap the gateway of this mount for the code installed now."),
@@ -143,15 +150,24 @@ def mount(
     if not source or not directory:
         raise InvalidInput("give SOURCE and DIR, as in: raycache mount s3://bucket/train /mnt/train")
     settings = _settings(address)
-    options = dict(_key_value(text) for text in option or [])
     mounts.check_free(directory, settings)
     made = mounts.mount(
-        source, directory, name=name, options=options, allow_other=allow_other, session=session, settings=settings
+        source,
+        directory,
+        name=name,
+        options=dict(_key_value(text) for text in option or []),
+        allow_other=allow_other,
+        session=session,
+        snapshot=snapshot if at is None else at,
+        refresh_every_s=refresh,
+        settings=settings,
     )
+    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot")}
     if as_json:
-        _print_json({"mountpoint": made.mountpoint, "source": made.source, "gateway_pid": made.gateway_pid})
+        _print_json(about)
     else:
-        _out.print(f"{made.source} is at {made.mountpoint}", markup=False)
+        when = "" if made.snapshot is None else f", as of change {made.snapshot}"
+        _out.print(f"{made.source} is at {made.mountpoint}{when}", markup=False)
 
 
 def _upgrade(directory: str, as_json: bool) -> None:

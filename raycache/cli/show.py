@@ -25,9 +25,9 @@ def datasets(out: Console, found: Sequence[Dataset], as_json: bool) -> None:
     if not found:
         out.print("no datasets yet; `raycache mount SOURCE DIR` makes one")
         return
-    table = _table("dataset", "source")
+    table = _table("dataset", "source", "refreshed every")
     for dataset in found:
-        table.add_row(dataset.name, dataset.source)
+        table.add_row(dataset.name, dataset.source, _interval(dataset.refresh_every_s))
     out.print(table)
 
 
@@ -76,19 +76,30 @@ def status(out: Console, about: dict[str, Any]) -> None:
     if about["backup"]["to"]:
         out.print(_backup(about["backup"]), soft_wrap=True)
     if about["datasets"]:
-        table = _table("dataset", "source", "directories listed", "in memory")
+        table = _table("dataset", "source", "directories listed", "in memory", "refreshed every")
         for dataset in about["datasets"]:
             listed = f"{dataset['directories_listed']:,} of {dataset['directories']:,}"
-            table.add_row(dataset["name"], dataset["source"], listed, decimal(dataset["cached_bytes"]))
+            table.add_row(
+                dataset["name"],
+                dataset["source"],
+                listed,
+                decimal(dataset["cached_bytes"]),
+                _interval(dataset["refresh_every_s"]),
+            )
         out.print(table)
         _listings(out, about["datasets"])
+        for dataset in about["datasets"]:
+            if dataset["refresh_error"]:
+                failed = f"{dataset['refresh_failures']:,} times, last: {dataset['refresh_error']}"
+                out.print(Text(f"{dataset['name']}: refreshing failed {failed}", "yellow"))
     if about["mounts"]:
-        table = _table("mount", "source", "session", "gateway", "state", "reads", "read")
+        table = _table("mount", "source", "snapshot", "session", "gateway", "state", "reads", "read")
         for mount in about["mounts"]:
             counters = mount["counters"]
             table.add_row(
                 mount["mountpoint"],
                 mount["source"],
+                "-" if mount["snapshot"] is None else str(mount["snapshot"]),
                 mount["session"],
                 str(mount["gateway_pid"]),
                 mount["state"],
@@ -154,6 +165,10 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _interval(every_s: float) -> str:
+    return f"{every_s:g} s" if every_s else "-"
 
 
 def _time(ns: int) -> str:

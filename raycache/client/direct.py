@@ -82,15 +82,28 @@ class RememberingMaster:
     def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
         """See MasterApi."""
         manifest = self._master.manifest(dir_id, at_least)
-        try:
-            self._shelf.save(manifest)
-        except OSError as error:  # a full disk must not fail a read; without the cluster this directory is then missing
-            _log.warning("cannot keep the listing of directory %d: %s", dir_id, error)
+        self._keep(manifest)
         return manifest
+
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """See MasterApi."""
+        found = self._master.manifests(dir_ids)
+        for manifest in found:
+            if isinstance(manifest, Manifest):
+                self._keep(manifest)
+        return found
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See MasterApi."""
         return self._master.changes(since)
+
+    def newest_change(self) -> int:
+        """See MasterApi."""
+        return self._master.newest_change()
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi."""
+        return self._master.set_refresh(name, every_s)
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -99,6 +112,12 @@ class RememberingMaster:
     def workers(self) -> list[Worker]:
         """See MasterApi."""
         return self._master.workers()
+
+    def _keep(self, manifest: Manifest) -> None:
+        try:
+            self._shelf.save(manifest)
+        except OSError as error:  # a full disk must not fail a read; without the cluster this directory is then missing
+            _log.warning("cannot keep the listing of directory %d: %s", manifest.directory.dir_id, error)
 
 
 class ShelfMaster:
@@ -124,9 +143,27 @@ class ShelfMaster:
             )
         return manifest
 
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """Saved manifests; see ``manifest``."""
+        found: list[Manifest | Failed] = []
+        for dir_id in dir_ids:
+            try:
+                found.append(self.manifest(dir_id))
+            except ClusterUnavailable as error:
+                found.append(Failed(error))
+        return found
+
     def changes(self, since: int) -> tuple[int, list[int]]:
         """None that anybody could tell of."""
         return since, []
+
+    def newest_change(self) -> int:
+        """Not without a master."""
+        raise ClusterUnavailable("the Ray cluster is away; a snapshot can be made when it is back")
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """Not without a master."""
+        raise ClusterUnavailable(f"{name}: the Ray cluster is away; its refresh interval can be set when it is back")
 
     def refresh(self, dir_id: int) -> int:
         """Not without a master."""

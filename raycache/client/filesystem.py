@@ -6,10 +6,11 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from raycache.client.namespace import Entry, Namespace, require_file
+from raycache.client import batch, search
+from raycache.client.batch import Found
+from raycache.client.namespace import Namespace, require_file
 from raycache.client.reader import Reader
-from raycache.core import paths
-from raycache.core.globbing import glob_names, has_magic
+from raycache.core.entries import names_of, rows_by_name, stats_of
 from raycache.core.manifest import Manifest
 from raycache.core.values import Buffer, Dataset, Stat
 from raycache.errors import InvalidInput, NotADirectory, NotFound, ReadOnly
@@ -82,9 +83,22 @@ class FileSystem:
         self._namespace = namespace
         self._reader = reader
 
+    @property
+    def change(self) -> int | None:
+        """The change number that a snapshot shows everything at, to see the same elsewhere; None: it moves on."""
+        return self._namespace.as_of
+
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi.attach."""
         return self._namespace.attach(source, name, options)
+
+    def dataset_of(self, uri: str) -> Dataset:
+        """The dataset that a URI belongs to. Raises InvalidInput, NotFound."""
+        return self._namespace.locate(uri)[0]
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi.set_refresh."""
+        return self._namespace.set_refresh(name, every_s)
 
     def open(
         self,
@@ -114,20 +128,7 @@ class FileSystem:
 
         Raises as ``open`` and ``read`` do, for the first file that fails.
         """
-        parents: dict[str, Entry] = {}
-        rows: list[tuple[Manifest, int]] = []
-        for uri in uris:
-            parent, _, name = uri.rpartition("/")
-            directory = parents.get(parent)
-            if directory is None:
-                rows.append(require_file(entry := self._namespace.entry(uri), uri))
-                parents[parent] = Entry(entry.manifest, None)
-                continue
-            row = directory.manifest.find(name.encode("utf-8", "surrogateescape"))
-            if row is None or directory.manifest.child_id(row) is not None:
-                rows.append(require_file(self._namespace.entry(uri), uri))  # for its error, or an odd spelling
-            else:
-                rows.append((directory.manifest, row))
+        rows = batch.files(self._namespace, uris)
         return [memoryview(data) for data in self._reader.read_many(rows)]
 
     def read_range(self, uri: str, offset: int, length: int) -> Buffer:
@@ -136,8 +137,12 @@ class FileSystem:
 
     def stat(self, uri: str) -> Stat:
         """What is known of a path. Raises NotFound, NotADirectory, InvalidInput."""
-        dataset, path = self._namespace.locate(uri)
-        return self._stat(dataset, self._namespace.walk(dataset, path))
+        return batch.stat_of(*self._namespace.place(uri))
+
+    def stat_many(self, uris: Sequence[str]) -> list[Stat]:
+        """The same for many, in order; the master is asked at most once per level of depth. Raises as ``stat``, for the
+        first that fails."""
+        return batch.stat_many(self._namespace, uris)
 
     def exists(self, uri: str) -> bool:
         """Whether there is a file or directory of this name in a known dataset."""
@@ -147,71 +152,52 @@ class FileSystem:
             return False
         return True
 
+    def exists_many(self, uris: Sequence[str]) -> list[bool]:
+        """The same for many, in order. Raises InvalidInput, and what listing a source raises."""
+        return batch.exists_many(self._namespace, uris)
+
+    def lookup_many(self, uri: str, names: Sequence[str]) -> Found:
+        """Names of one directory, in columns: the way to millions of lookups per second.
+
+        Raises NotFound and NotADirectory for the directory.
+        """
+        dataset, manifest, row = self._namespace.place(uri)
+        if row is not None:
+            raise NotADirectory(f"{uri} is a file, not a directory")
+        return batch.find(dataset, manifest, names)
+
     def scandir(self, uri: str) -> list[Stat]:
         """Entries of a directory, by name. Raises NotADirectory for a file."""
-        dataset, path = self._namespace.locate(uri)
-        entry = self._namespace.walk(dataset, path)
-        if entry.row is not None:
+        dataset, manifest, row = self._namespace.place(uri)
+        if row is not None:
             raise NotADirectory(f"{uri} is a file, not a directory")
-        manifest = entry.manifest
-        rows = manifest.rows()
-        if manifest.directory.version > 1:  # appended rows are out of order
-            rows = iter(sorted(rows, key=manifest.name))
-        return [self._stat_row(dataset, manifest, row) for row in rows]
+        return stats_of(manifest, rows_by_name(manifest), dataset.attached_ns)
 
     def listdir(self, uri: str) -> list[str]:
         """Names in a directory, sorted. Raises NotFound, NotADirectory."""
-        return [paths.split(entry.path)[1] for entry in self.scandir(uri)]
+        manifest = search.directory_of(self._namespace, uri)
+        return names_of(manifest, rows_by_name(manifest))
+
+    def listdir_many(self, uris: Sequence[str]) -> list[list[str]]:
+        """The same for many, in order; the master is asked at most once per level of depth. Raises as ``listdir``, for
+        the first that fails."""
+        manifests = batch.directories(self._namespace, uris)
+        return [names_of(manifest, rows_by_name(manifest)) for manifest in manifests]
 
     def walk(self, uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
-        """As ``os.walk``, top down: URI of a directory, names of its directories, names of its files."""
-        entries = self.scandir(uri)
-        dirs = [paths.split(entry.path)[1] for entry in entries if entry.is_dir]
-        yield uri, dirs, [paths.split(entry.path)[1] for entry in entries if not entry.is_dir]
-        for name in dirs:
-            yield from self.walk(f"{uri.rstrip('/')}/{name}")
+        """As ``os.walk``, top down: URI of a directory, names of its directories, names of its files, sorted.
+
+        Directories taken out of the list, in place, are not entered. Raises as ``listdir``.
+        """
+        return search.walk(self._namespace, uri)
 
     def glob(self, pattern: str) -> list[str]:
         """URIs that match: ``*``, ``?``, ``[...]`` within a name, ``**`` for any number of directories. Sorted."""
-        scheme, _, rest = pattern.partition("://")
-        parts = rest.split("/")
-        fixed = next((at for at, part in enumerate(parts) if has_magic(part)), len(parts))
-        if fixed < 1:
-            raise InvalidInput(f"{pattern!r}: the bucket or dataset itself cannot be a pattern")
-        base = f"{scheme}://{'/'.join(parts[:fixed])}"
-        if fixed == len(parts):
-            return [pattern] if self.exists(pattern) else []
-        return sorted(self._glob(base, parts[fixed:])) if self.exists(base) else []
+        return search.glob(self._namespace, pattern)
 
     def refresh(self, uri: str) -> int:
-        """List a directory anew from its source; returns its version. Raises NotADirectory."""
+        """List a directory anew from its source; returns its version.
+
+        Raises NotADirectory, and InvalidInput where this is a snapshot, which stays as it is.
+        """
         return self._namespace.refresh(uri).directory.version
-
-    def _glob(self, base: str, parts: list[str]) -> Iterator[str]:
-        head, rest = parts[0], parts[1:]
-        entries = {paths.split(entry.path)[1]: entry.is_dir for entry in self.scandir(base)}
-        if head == "**":
-            yield from self._glob(base, rest) if rest else (f"{base}/{name}" for name in entries)
-            for name, is_dir in entries.items():
-                if is_dir:
-                    yield from self._glob(f"{base}/{name}", parts)
-            return
-        for name in glob_names(entries, head):
-            if not rest:
-                yield f"{base}/{name}"
-            elif entries[name]:
-                yield from self._glob(f"{base}/{name}", rest)
-
-    def _stat(self, dataset: Dataset, entry: Entry) -> Stat:
-        if entry.row is not None:
-            return self._stat_row(dataset, entry.manifest, entry.row)
-        about = entry.manifest.directory
-        extra = {"entries": entry.manifest.live_count, "hidden": about.hidden, "version": about.version}
-        return Stat(about.path, True, 0, dataset.attached_ns, "", extra)
-
-    @staticmethod
-    def _stat_row(dataset: Dataset, manifest: Manifest, row: int) -> Stat:
-        if manifest.child_id(row) is not None:
-            return Stat(manifest.path(row), True, 0, dataset.attached_ns)
-        mtime_ns = manifest.mtime_ns(row) or dataset.attached_ns
-        return Stat(manifest.path(row), False, manifest.size(row), mtime_ns, manifest.etag(row))

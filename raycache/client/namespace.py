@@ -1,7 +1,9 @@
 """Names to rows: URIs, datasets and the manifests that this process holds.
 
-The master is asked once per directory; after that a lookup is a search in an array. The table of held manifests is
-bounded; a manifest asked for again later may be a newer version, in which old row numbers still mean the same.
+The master is asked once per directory, for several of them in one call where they are known together; after that a
+lookup is a search in an array. The table of held manifests is bounded; a manifest asked for again later may be a newer
+version, in which old row numbers still mean the same. A namespace *as of* a change shows every directory as it was
+after that change of the catalog, for as long as it lives.
 
 Threading: safe; one thread fetches a manifest, others that want the same one wait for it.
 """
@@ -10,15 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from raycache.client.protocols import MasterApi
 from raycache.core import paths
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset
-from raycache.errors import IsADirectory, NotADirectory, NotFound
+from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
+from raycache.errors import InvalidInput, IsADirectory, NotADirectory, NotFound, RaycacheError
 
 MANIFESTS_HELD = 16_384
 """Directories whose manifests one process keeps mapped; about 6 KB of Python each."""
@@ -35,20 +37,36 @@ class Entry(NamedTuple):
     row: int | None
 
 
+Place = tuple[Dataset, Manifest, int | None]
+"""An entry, and the dataset that it is in."""
+
+
 class Namespace:
     """Resolves what users write to manifests and rows."""
 
-    def __init__(self, master: MasterApi) -> None:
+    def __init__(self, master: MasterApi, as_of: int | None = None) -> None:
+        """``as_of``: the change number to show everything at; None shows the newest that this process was told of."""
+        self.as_of = as_of
         self._master = master
         self._lock = threading.Lock()
         self._flights: dict[int, Future[Manifest]] = {}
         self._held: OrderedDict[int, Manifest] = OrderedDict()
         self._datasets: tuple[Dataset, ...] = ()
+        self._near: dict[str, tuple[Dataset, int]] = {}
+        """Directories by the URI that users write for them, so that the next file in one costs one search."""
+        self._moves = 0
+        """How often ``_near`` was void; what was looked up before must not be put there after."""
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi.attach."""
         dataset = self._master.attach(source, name, options)
-        self._datasets = tuple(self._master.datasets())
+        self._learn_datasets()
+        return dataset
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi.set_refresh."""
+        dataset = self._master.set_refresh(name, every_s)
+        self._learn_datasets()
         return dataset
 
     def locate(self, uri: str) -> tuple[Dataset, str]:
@@ -60,7 +78,7 @@ class Namespace:
         location = paths.parse_uri(uri)
         found = self._match(location)
         if found is None:
-            self._datasets = tuple(self._master.datasets())
+            self._learn_datasets()
             found = self._match(location)
         if found is not None:
             return found
@@ -68,6 +86,15 @@ class Namespace:
             known = ", ".join(dataset.name for dataset in self._datasets) or "none yet"
             raise NotFound(f"{uri}: no dataset is named {location.authority!r}; there are: {known}")
         raise NotFound(f"{uri}: no dataset has this source; mount it, or name it with raycache.dataset(name, source)")
+
+    def datasets_below(self, source: str) -> bool:
+        """Whether a known dataset's source is an entry of the directory with this source URI."""
+        return any(dataset.source.rpartition("/")[0] == source for dataset in self._datasets)
+
+    def _learn_datasets(self) -> None:
+        self._datasets = tuple(self._master.datasets())
+        with self._lock:
+            self._forget_near()
 
     def _match(self, location: paths.Location) -> tuple[Dataset, str] | None:
         if location.scheme == paths.RAYCACHE_SCHEME:
@@ -82,8 +109,23 @@ class Namespace:
 
     def entry(self, uri: str) -> Entry:
         """What a URI names. Raises InvalidInput, NotFound, NotADirectory."""
+        return Entry(*self.place(uri)[1:])
+
+    def place(self, uri: str) -> Place:
+        """The same, with its dataset. A file in a directory that was named before is one search."""
+        parent, _, name = uri.rpartition("/")
+        near = self._near.get(parent)
+        if near is not None:
+            manifest = self._held.get(near[1])  # without the lock: a single step of the interpreter
+            row = None if manifest is None else manifest.find(name.encode("utf-8", "surrogateescape"))
+            if manifest is not None and row is not None and manifest.child_id(row) is None:
+                return near[0], manifest, row
+        moves = self._moves
         dataset, path = self.locate(uri)
-        return self.walk(dataset, path)
+        manifest, row = self.walk(dataset, path)
+        if row is not None and manifest.name(row) == name.encode("utf-8", "surrogateescape"):
+            self._keep_near(parent, dataset, manifest, moves)
+        return dataset, manifest, row
 
     def walk(self, dataset: Dataset, path: str) -> Entry:
         """What a path inside a dataset names. Raises NotFound, NotADirectory."""
@@ -101,12 +143,34 @@ class Namespace:
                 return Entry(manifest, row)
         return Entry(manifest, None)
 
+    def walk_many(self, wanted: Sequence[tuple[Dataset, str]]) -> list[Entry | RaycacheError]:
+        """The same for many paths side by side, errors in their places: one call to the master per level of depth."""
+        found: dict[int, Entry | RaycacheError] = {}
+        under_way = {at: _steps(*path) for at, path in enumerate(wanted)}
+        asked = {at: next(steps) for at, steps in under_way.items()}
+        while asked:
+            manifests, waiting, asked = self.manifests(asked.values()), asked, {}
+            for at, dir_id in waiting.items():
+                answer = manifests[dir_id]
+                try:
+                    if isinstance(answer, Failed):
+                        if not isinstance(answer.error, NotFound):
+                            raise answer.error
+                        found[at] = self.walk(*wanted[at])  # perhaps it has another id by now: see _child
+                        continue
+                    asked[at] = under_way[at].send(answer)
+                except StopIteration as end:
+                    found[at] = end.value
+                except RaycacheError as error:
+                    found[at] = error
+        return [found[at] for at in range(len(wanted))]
+
     def _root(self, dataset: Dataset) -> Manifest:
         """The root of a dataset, also when it has got another id since the dataset was looked up."""
         try:
             return self.manifest(dataset.root_id)
         except NotFound:
-            self._datasets = tuple(self._master.datasets())
+            self._learn_datasets()
             same = (
                 known.root_id
                 for known in self._datasets
@@ -123,6 +187,8 @@ class Namespace:
         try:
             return self.manifest(child_id)
         except NotFound:
+            if self.as_of is not None:
+                raise  # what it was then is lost
             about = parent.directory
             newest = self._master.manifest(about.dir_id, about.version + 1)
             now = newest.find(parent.name(row))
@@ -150,12 +216,66 @@ class Namespace:
         # Those who wait get the answer, or the error, of the one call; it has a deadline.
         return flight.result()
 
+    def held(self, dir_id: int) -> Manifest | None:
+        """The manifest of a directory, if it is held here."""
+        with self._lock:
+            return self._held.get(dir_id)
+
+    def manifests(self, dir_ids: Iterable[int]) -> dict[int, Manifest | Failed]:
+        """Manifests of several directories: those not held in one call to the master per MANIFESTS_AT_ONCE of them."""
+        found: dict[int, Manifest | Failed] = {}
+        flights: dict[int, Future[Manifest]] = {}
+        mine: list[int] = []
+        with self._lock:
+            for dir_id in dict.fromkeys(dir_ids):
+                held = self._held.get(dir_id)
+                if held is not None:
+                    self._held.move_to_end(dir_id)
+                    found[dir_id] = held
+                    continue
+                if dir_id not in self._flights:
+                    self._flights[dir_id] = Future()
+                    mine.append(dir_id)
+                flights[dir_id] = self._flights[dir_id]
+        self._fetch_many(mine)
+        for dir_id, flight in flights.items():
+            try:
+                found[dir_id] = flight.result()
+            except RaycacheError as error:
+                found[dir_id] = Failed(error)
+        return found
+
     def _fetch(self, dir_id: int, flight: Future[Manifest]) -> None:
         try:
-            manifest = self._master.manifest(dir_id)
-            self._hold(dir_id, manifest)
-            flight.set_result(manifest)
+            flight.set_result(self._hold(dir_id, self._master.manifest(dir_id)))
         except BaseException as error:  # noqa: BLE001 - whatever it is, others wait for it too; `result` raises it
+            flight.set_exception(error)
+        finally:
+            with self._lock:
+                del self._flights[dir_id]
+
+    def _fetch_many(self, dir_ids: Sequence[int]) -> None:
+        """Land the flights of these directories. A call that fails fails them all: the next would wait as long."""
+        failure: BaseException | None = None
+        for start in range(0, len(dir_ids), MANIFESTS_AT_ONCE):
+            part = dir_ids[start : start + MANIFESTS_AT_ONCE]
+            answers: Sequence[Manifest | Failed] = ()
+            try:
+                answers = self._master.manifests(part) if failure is None else ()
+            except BaseException as error:  # noqa: BLE001 - as in _fetch
+                failure = error
+            for at, dir_id in enumerate(part):
+                self._land(dir_id, failure or answers[at])
+
+    def _land(self, dir_id: int, answer: Manifest | Failed | BaseException) -> None:
+        with self._lock:
+            flight = self._flights[dir_id]
+        try:
+            if isinstance(answer, Manifest):
+                flight.set_result(self._hold(dir_id, answer))
+            else:
+                flight.set_exception(answer.error if isinstance(answer, Failed) else answer)
+        except BaseException as error:  # noqa: BLE001 - as in _fetch
             flight.set_exception(error)
         finally:
             with self._lock:
@@ -165,6 +285,7 @@ class Namespace:
         """Hold nothing any more: each directory is asked for again."""
         with self._lock:
             self._held.clear()
+            self._forget_near()
 
     def forget_below(self, dataset: str, path: str) -> None:
         """Hold neither a directory nor any below it: each is asked for again."""
@@ -177,24 +298,32 @@ class Namespace:
     def follow(self, since: int) -> tuple[int, list[tuple[Manifest | None, Manifest]]]:
         """Take over what others refreshed: of the directories held here, the old manifest and the new one.
 
-        ``since``: what the last call returned first. One call to the master when nothing changed. The old one is None
-        where the new one was held already: what was told of it before is then not known.
+        ``since``: what the last call returned first. One call to the master when nothing changed, and one per
+        MANIFESTS_AT_ONCE of what did. The old one is None
+        where the new one was held already: what was told of it before is then not known. As of a change nothing moves.
         """
+        if self.as_of is not None:
+            return since, []
         newest, dir_ids = self._master.changes(since)
         replaced: list[tuple[Manifest | None, Manifest]] = []
-        for dir_id in dir_ids:
-            with self._lock:
-                held, under_way = self._held.get(dir_id), self._flights.get(dir_id)
-            if held is None and under_way is None:
-                continue
-            new = self._master.manifest(dir_id)
-            self._hold(dir_id, new)
-            is_newer = held is not None and new.directory.version > held.directory.version
-            replaced.append((held if is_newer else None, new))
+        with self._lock:
+            known = [(each, self._held.get(each)) for each in dir_ids if each in self._held or each in self._flights]
+        for start in range(0, len(known), MANIFESTS_AT_ONCE):
+            part = known[start : start + MANIFESTS_AT_ONCE]
+            answers = self._master.manifests([dir_id for dir_id, _ in part])
+            for (dir_id, held), new in zip(part, answers, strict=True):
+                if isinstance(new, Failed):
+                    raise new.error
+                self._hold(dir_id, new)
+                is_newer = held is not None and new.directory.version > held.directory.version
+                replaced.append((held if is_newer else None, new))
         return newest, replaced
 
     def refresh(self, uri: str) -> Manifest:
-        """List a directory again and hold its newest version. Raises NotADirectory for a file."""
+        """List a directory again and hold its newest version. Raises NotADirectory for a file, InvalidInput as of a
+        change."""
+        if self.as_of is not None:
+            raise InvalidInput(f"{uri}: a snapshot stays as it is; use raycache.refresh, and make another snapshot")
         entry = self.entry(uri)
         if entry.row is not None:
             raise NotADirectory(f"{uri} is a file; refresh its directory")
@@ -204,15 +333,56 @@ class Namespace:
             self._hold(dir_id, self._master.manifest(dir_id, version))
         return self.manifest(dir_id)
 
-    def _hold(self, dir_id: int, manifest: Manifest) -> None:
+    def _keep_near(self, parent: str, dataset: Dataset, manifest: Manifest, moves: int) -> None:
+        if "://" not in parent and not parent.startswith("/"):
+            return  # relative to where the process is, which may move
+        with self._lock:
+            if moves == self._moves:
+                self._near[parent] = (dataset, manifest.directory.dir_id)
+                while len(self._near) > MANIFESTS_HELD:
+                    del self._near[next(iter(self._near))]
+
+    def _forget_near(self) -> None:
+        """With the lock held: a directory may have gone, or belong to another dataset now."""
+        self._near.clear()
+        self._moves += 1
+
+    def _hold(self, dir_id: int, manifest: Manifest) -> Manifest:
+        """Keep what the master handed out, as it is to be shown; returns that."""
+        if self.as_of is not None:
+            manifest = manifest.as_of(self.as_of)
         with self._lock:
             there = self._held.get(dir_id)
             if there is not None and there.directory.version > manifest.directory.version:
-                return  # an answer that was overtaken
+                return manifest  # an answer that was overtaken
+            if there is not None:
+                self._forget_near()
             self._held[dir_id] = manifest
             self._held.move_to_end(dir_id)
             while len(self._held) > MANIFESTS_HELD:
                 self._held.popitem(last=False)
+        return manifest
+
+
+def _steps(dataset: Dataset, path: str) -> Generator[int, Manifest, Entry]:
+    """The way of a path through its directories: asks for one after the other, by id, and ends at the entry.
+
+    Raises NotFound, NotADirectory.
+    """
+    parts = path.split("/") if path else []
+    manifest = yield dataset.root_id
+    for depth, part in enumerate(parts):
+        row = manifest.find(part.encode("utf-8", "surrogateescape"))
+        if row is None:
+            raise NotFound(f"{paths.join(dataset.source, *parts[: depth + 1])}: no such file or directory")
+        child = manifest.child_id(row)
+        if child is not None:
+            manifest = yield child
+        elif depth + 1 < len(parts):
+            raise NotADirectory(f"{paths.join(dataset.source, *parts[: depth + 1])} is a file, not a directory")
+        else:
+            return Entry(manifest, row)
+    return Entry(manifest, None)
 
 
 def relative(uri: str, source: str) -> str | None:

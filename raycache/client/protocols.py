@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Fetch, Fetched, ListingJob, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Worker
 from raycache.errors import WorkerLost
 
 
@@ -32,8 +32,27 @@ class MasterApi(Protocol):
         """
         ...
 
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """The published manifests of several directories, at most MANIFESTS_AT_ONCE, in order, in one call.
+
+        What cannot be had is a Failed in its place, with the error that ``manifest`` would raise. Raises InvalidInput
+        for too many.
+        """
+        ...
+
     def changes(self, since: int) -> tuple[int, list[int]]:
         """Ids of directories whose listing changed after change number ``since`` (0: ever), and the newest number."""
+        ...
+
+    def newest_change(self) -> int:
+        """Number of the newest change of any listing, 0 before the first: names the state of all listings now."""
+        ...
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """Have a dataset refreshed every so many seconds, 0 for never; the dataset as it is now.
+
+        Raises NotFound, InvalidInput.
+        """
         ...
 
     def refresh(self, dir_id: int) -> int:

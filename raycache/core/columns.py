@@ -77,7 +77,13 @@ class Names:
 
     def slice(self, start: int, stop: int) -> pa.BinaryArray:
         """Whole names of consecutive rows."""
-        middles = self._middles.slice(start, stop - start)
+        return self._whole(self._middles.slice(start, stop - start))
+
+    def take(self, rows: NDArray[np.integer]) -> pa.BinaryArray:
+        """Whole names of some rows."""
+        return self._whole(self._middles.take(pa.array(rows)))
+
+    def _whole(self, middles: pa.BinaryArray) -> pa.BinaryArray:
         if not self._prefix and not self._suffix:
             return middles
         return pc.binary_join_element_wise(pa.scalar(self._prefix), middles, pa.scalar(self._suffix), b"")
@@ -202,6 +208,11 @@ class Times:
     def slice(self, start: int, stop: int) -> NDArray[np.int64]:
         """Nanoseconds of consecutive rows."""
         return self._base_ns + self._unit_ns * np.asarray(self._view[start:stop]).astype(np.int64)
+
+    def take(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Nanoseconds of some rows."""
+        found: NDArray[np.int64] = self._base_ns + self._unit_ns * np.asarray(self._view)[rows].astype(np.int64)
+        return found
 
 
 class Index:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Buffer = bytes | memoryview
+MANIFESTS_AT_ONCE = 256
+"""Most directories that one call to the master may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Dataset:
     """Directory id of its root."""
     attached_ns: int
     """When it was attached; stands in as the mtime of its directories."""
+    refresh_every_s: float = 0.0
+    """How often the master lists its directories anew; 0 is never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A read that failed, among others of one call that did not."""
+    """An answer that is an error, among others of one call that are not."""
 
     error: Exception
 

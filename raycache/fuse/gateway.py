@@ -28,6 +28,7 @@ from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
 from raycache.core.paths import RAYCACHE_SCHEME
+from raycache.core.values import Failed
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
 from raycache.fuse.kernel import Ended, KernelSession
@@ -95,21 +96,21 @@ def _join_cluster(task: Task) -> Served:
     cluster = Cluster.open(settings)
     if not task.source.startswith(f"{RAYCACHE_SCHEME}://"):
         cluster.files.attach(task.source, None, task.options)
-    dataset, path = cluster.namespace.locate(task.source)
+    # A snapshot's root may have gone from its parent since; and the shelf is for what lies below it.
+    above = Namespace(cluster.master, task.snapshot)
+    dataset, path = above.locate(task.source)
     shelf = Shelf(Path(task.shelf))
-    namespace = Namespace(RememberingMaster(cluster.master, shelf))
-    root_id = cluster.namespace.walk(dataset, path).manifest.directory.dir_id
+    namespace = Namespace(RememberingMaster(cluster.master, shelf), task.snapshot)
+    root_id = above.walk(dataset, path).manifest.directory.dir_id
     root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
     if task.root and task.root != root:
         raise MountError(
             f"the cache's catalog is not the one that {task.mountpoint} was mounted with, and has other inode numbers; "
             "unmount it and mount it again"
         )
-    for dir_id in {root_id, *shelf.directories()}:
-        try:
-            namespace.manifest(dir_id)
-        except RaycacheError as error:  # of a mount that was here before; a lookup that needs it will say so
-            _log.warning("cannot map directory %d: %s", dir_id, error)
+    for dir_id, answer in namespace.manifests({root_id, *shelf.directories()}).items():
+        if isinstance(answer, Failed):  # of a mount that was here before; a lookup that needs it will say so
+            _log.warning("cannot map directory %d: %s", dir_id, answer.error)
     vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
     if task.session == "kernel":  # there is a holder to put a direct one in our place
         threading.Thread(target=_leave_with_cluster, args=(cluster.address,), name="watch", daemon=True).start()
@@ -142,7 +143,7 @@ def _go_direct(task: Task) -> Served:
     limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
     pool = SourcePool(open_ufs(task.root["source"], task.options, limits))
     shelf = Shelf(Path(task.shelf))
-    namespace = Namespace(ShelfMaster(shelf))
+    namespace = Namespace(ShelfMaster(shelf), task.snapshot)
     for dir_id in shelf.directories():
         with suppress(RaycacheError):  # a damaged one is missing; a lookup that needs it says so
             namespace.manifest(dir_id)
@@ -180,7 +181,7 @@ def serve_kernel(task: Task) -> None:
     followed.since = orders.since
     if task.direct:
         served.vfs.forget()  # what stands by for long has old listings; the shelf has the newest
-    else:
+    elif task.snapshot is None:
         threading.Thread(target=_follow, args=(served.vfs, session, followed), name="follow", daemon=True).start()
     _log.info("serving %s on %s%s", task.source, task.mountpoint, " without the cluster" if task.direct else "")
     if orders.resend:
@@ -273,7 +274,14 @@ def _run_pyfuse(task: Task, settings: Settings, answer: Any) -> None:
         ) from error
     started = process_started(os.getpid()) or 0
     record = MountRecord(
-        task.mountpoint, task.source, "pyfuse3", os.getpid(), started, task.log, namespace=settings.namespace
+        task.mountpoint,
+        task.source,
+        "pyfuse3",
+        os.getpid(),
+        started,
+        task.log,
+        namespace=settings.namespace,
+        snapshot=task.snapshot,
     )
 
     def ready() -> None:

@@ -278,6 +278,7 @@ class Holder:
             self._restarts,
             str(self._task.settings["namespace"]),
             gateway.direct,
+            self._task.snapshot,
         )
         if record != self._record:
             try:

@@ -25,8 +25,9 @@ from types import TracebackType
 from typing import Any
 
 from raycache import errors
-from raycache.actors.cluster import current
+from raycache.actors.cluster import Cluster, current
 from raycache.config import Settings, load_settings
+from raycache.core.arguments import check_refresh_every
 from raycache.core.paths import RAYCACHE_SCHEME, parse_uri
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse import device
@@ -59,6 +60,8 @@ class Mount:
         self.source = record.source
         self.session = record.session
         self.gateway_pid = record.gateway_pid
+        self.snapshot = record.snapshot
+        """The change number that it shows everything at, or None."""
         self._settings = settings
         self._made = made
 
@@ -91,46 +94,50 @@ def mount(
     options: Mapping[str, Any] | None = None,
     allow_other: bool = False,
     session: str = "auto",
+    snapshot: bool | int = False,
+    refresh_every_s: float | None = None,
     settings: Settings | None = None,
 ) -> Mount:
     """Show ``source`` read-only at ``mountpoint``, through the cache. Starts what is missing of the cache.
 
     ``source``: a URI, or ``raycache://dataset/path``. ``options``: storage options of the source (credentials,
     endpoint); the environment's AWS_*, GOOGLE_*, AZURE_* variables are taken along. ``session``: ``kernel`` (default
-    on Linux 5.4 and newer) or ``pyfuse3``. A mount of the same source that is alive at ``mountpoint`` is used as it
-    is, so that a training script that was killed can start again; what a dead gateway left is replaced.
+    on Linux 5.4 and newer) or ``pyfuse3``. ``snapshot``: show everything as it is now, or as it was after this change
+    number, for as long as the mount lives. ``refresh_every_s``: have the dataset refreshed so often, 0 for never; left
+    out, its interval stays what it is. A mount of the same source and kind that is alive at ``mountpoint`` is used as
+    it is, so that a training script that was killed can start again; what a dead gateway left is replaced.
 
     Raises MountError, InvalidInput, NotFound, NotADirectory, AccessDenied, SourceUnavailable, ClusterUnavailable.
     """
     settings = settings or load_settings()
     target = device.resolve(os.fspath(mountpoint))
     uri = parse_uri(source).uri
-    there = _existing(target, uri, settings)
+    check_refresh_every(refresh_every_s or 0)
+    there = _existing(target, uri, settings, snapshot)
     if there is not None:
+        _set_refresh(uri, refresh_every_s, settings)
         return Mount(there, settings, made=False)
     _check(target)
     cluster = current(settings)
-    if uri.startswith(f"{RAYCACHE_SCHEME}://"):
-        access = capture_access(cluster.namespace.locate(uri)[0].source, options)
-    else:
-        access = capture_access(uri, options)
-        cluster.files.attach(uri, name, access)
-    stat = cluster.files.stat(uri)
-    if not stat.is_dir:
+    view = cluster.view(snapshot)  # first: a number that is wrong must not leave a dataset behind
+    access = _attach(cluster, uri, name, options)
+    if not view.stat(uri).is_dir:
         raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
+    _set_refresh(uri, refresh_every_s, settings)
     log = log_path(settings.state_dir, target)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings = settings.model_copy(update={"address": cluster.address})
-    owner = (os.getuid(), os.getgid())
     chosen = _choose_session(session)
     shelf = log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")
-    dumped = settings.model_dump(mode="json")
-    task = Task(dumped, uri, target, str(log), owner, allow_other, chosen, options=access, shelf=str(shelf))
+    owner, dumped = (os.getuid(), os.getgid()), settings.model_dump(mode="json")
+    task = Task(
+        dumped, uri, target, str(log), owner, allow_other, chosen, access, shelf=str(shelf), snapshot=view.change
+    )
     try:
         _start(task, log)
     except MountError as error:
         # Several ranks may mount at the same moment; one wins, and the others find what it made.
-        if error.errno == errno.EBUSY and (there := _soon_there(target, uri, settings)) is not None:
+        if error.errno == errno.EBUSY and (there := _soon_there(target, uri, settings, snapshot)) is not None:
             return Mount(there, settings, made=False)
         raise
     record = read_record(settings.state_dir, target)
@@ -141,13 +148,28 @@ def mount(
     return Mount(record, settings, made=True)
 
 
-def _soon_there(target: str, uri: str, settings: Settings) -> MountRecord | None:
+def _attach(cluster: Cluster, uri: str, name: str | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """See to it that a source is a dataset; what reaches it."""
+    if uri.startswith(f"{RAYCACHE_SCHEME}://"):
+        return capture_access(cluster.files.dataset_of(uri).source, options)
+    access = capture_access(uri, options)
+    cluster.files.attach(uri, name, access)
+    return access
+
+
+def _set_refresh(uri: str, every_s: float | None, settings: Settings) -> None:
+    if every_s is not None:
+        files = current(settings).files
+        files.set_refresh(files.dataset_of(uri).name, every_s)
+
+
+def _soon_there(target: str, uri: str, settings: Settings, snapshot: bool | int) -> MountRecord | None:
     """The live mount of the same source that another process is just making."""
     deadline = time.monotonic() + GATEWAY_READY_S
     while time.monotonic() < deadline and device.find_mount(target) is not None:
         record = read_record(settings.state_dir, target)
         if record is not None and record.alive:
-            return record if record.source == uri else None
+            return record if _shows(record, uri, snapshot) else None
         time.sleep(0.1)
     return None
 
@@ -225,7 +247,13 @@ def check_free(mountpoint: str | os.PathLike[str], settings: Settings) -> None:
         raise _busy(f"{record.source} is mounted on {target} already; end it with `raycache umount {target}`")
 
 
-def _existing(target: str, uri: str, settings: Settings) -> MountRecord | None:
+def _shows(record: MountRecord, uri: str, snapshot: bool | int) -> bool:
+    """Whether a mount shows what is asked for."""
+    same = (record.snapshot is not None) == snapshot if isinstance(snapshot, bool) else record.snapshot == snapshot
+    return same and record.source == uri
+
+
+def _existing(target: str, uri: str, settings: Settings, snapshot: bool | int = False) -> MountRecord | None:
     """A live mount of the same source, or None after clearing away a dead one. Raises MountError for another."""
     there = device.find_mount(target)
     if there is None:
@@ -234,9 +262,10 @@ def _existing(target: str, uri: str, settings: Settings) -> MountRecord | None:
         raise _busy(f"{target} is the mount point of {there.source} ({there.fstype}); choose another directory")
     record = read_record(settings.state_dir, target)
     if record is not None and record.alive:
-        if record.source == uri:
+        if _shows(record, uri, snapshot):
             return record
-        raise _busy(f"{record.source} is mounted on {target} already; end it with `raycache umount {target}`")
+        kind = "" if record.snapshot is None else f", a snapshot at change {record.snapshot},"
+        raise _busy(f"{record.source}{kind} is mounted on {target} already; end it with `raycache umount {target}`")
     if record is None and not _is_dead(target):
         raise _busy(f"{there.source} is mounted on {target} by another user or state directory")
     device.unmount(target, lazy=True)

@@ -40,6 +40,8 @@ class MountRecord:
     """Of the cache that it is a mount of."""
     degraded: bool = False
     """Whether reads go to the source because the cluster is away."""
+    snapshot: int | None = None
+    """The change number that it shows everything at; None follows refreshes."""
 
     @property
     def alive(self) -> bool:

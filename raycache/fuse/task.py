@@ -39,6 +39,8 @@ class Task:
     """What INIT agreed."""
     shelf: str = ""
     """Directory for the manifests that this mount uses; this mount's alone."""
+    snapshot: int | None = None
+    """The change number that the mount shows everything at, for as long as it lives; None follows refreshes."""
     root: dict[str, Any] = field(default_factory=dict)
     """Where the mount's root is, as the first gateway found it: ``root_id``, ``source``, ``attached_ns``."""
 

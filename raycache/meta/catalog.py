@@ -89,7 +89,9 @@ class Catalog:
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
         with self._transaction() as db:
-            rows = db.execute("SELECT name, source, root_id, attached_ns FROM datasets ORDER BY name").fetchall()
+            rows = db.execute(
+                "SELECT name, source, root_id, attached_ns, refresh_every_s FROM datasets ORDER BY name"
+            ).fetchall()
         return [Dataset(*row) for row in rows]
 
     def dataset(self, name: str) -> Dataset:
@@ -143,9 +145,15 @@ class Catalog:
                 db.executemany("INSERT INTO directories (dir_id, dataset, path) VALUES (?, ?, ?)", rows)
                 _put_manifest(db, *root)
             dataset = Dataset(name, source, root_id, attached_ns)
-            db.execute("INSERT INTO datasets VALUES (?, ?, ?, ?)", (name, source, root_id, attached_ns))
+            db.execute("INSERT INTO datasets VALUES (?, ?, ?, ?, 0)", (name, source, root_id, attached_ns))
             _keep_reply(db, request_id, asdict(dataset))
         return dataset
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """Record how often a dataset is refreshed, 0 for never. Raises NotFound."""
+        with self._transaction() as db:
+            db.execute("UPDATE datasets SET refresh_every_s = ? WHERE name = ?", (every_s, name))
+        return self.dataset(name)
 
     def remove_dataset(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset and all its directories; the source is not touched."""
@@ -166,13 +174,13 @@ class Catalog:
         """Dataset and path of a directory. Raises NotFound."""
         with self._transaction() as db:
             row = db.execute(
-                "SELECT name, source, root_id, attached_ns, path FROM directories JOIN datasets ON dataset = name"
-                " WHERE dir_id = ?",
+                "SELECT name, source, root_id, attached_ns, refresh_every_s, path"
+                " FROM directories JOIN datasets ON dataset = name WHERE dir_id = ?",
                 (dir_id,),
             ).fetchone()
         if row is None:
             raise NotFound(f"no directory has the id {dir_id}; its dataset was removed")
-        return Dataset(*row[:4]), row[4].decode("utf-8", "surrogateescape")
+        return Dataset(*row[:5]), row[5].decode("utf-8", "surrogateescape")
 
     def number_directories(self, dataset: str, paths: Sequence[str]) -> list[int]:
         """Ids of directories, new or known, in order."""
@@ -260,6 +268,23 @@ class Catalog:
                 "SELECT changed, dir_id FROM manifests WHERE changed > 0 AND changed > ? ORDER BY changed", (since,)
             ).fetchall()
         return (rows[-1][0] if rows else since), [dir_id for _, dir_id in rows]
+
+    def newest_change(self) -> int:
+        """Number of the newest change, 0 before the first."""
+        with self._transaction() as db:
+            (newest,) = db.execute("SELECT value FROM counters WHERE name = 'changes'").fetchone()
+        return int(newest)
+
+    def next_listed(self, dataset: str, after: int) -> int | None:
+        """The directory of a dataset, of those that have been listed, with the lowest id above ``after``."""
+        with self._transaction() as db:
+            # In this order: a walk along the ids that stops at the first one.
+            row = db.execute(
+                "SELECT manifests.dir_id FROM manifests CROSS JOIN directories USING (dir_id)"
+                " WHERE manifests.dir_id > ? AND dataset = ? ORDER BY manifests.dir_id LIMIT 1",
+                (after, dataset),
+            ).fetchone()
+        return row[0] if row else None
 
     def counts(self, dataset: str) -> tuple[int, int]:
         """Directories known and directories listed, of a dataset."""

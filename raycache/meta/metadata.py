@@ -11,23 +11,26 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from raycache.core import paths
+from raycache.core.arguments import check_refresh_every
 from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
-from raycache.core.values import Dataset
-from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, Unavailable
+from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
+from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable, Unavailable
 from raycache.meta.catalog import Catalog, Listed
 from raycache.meta.recovery import keep_aside, relist_under_new_id
+from raycache.meta.refreshing import Refresher
 from raycache.meta.treelisting import TreeListings
 from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
@@ -36,6 +39,9 @@ from raycache.ufs.sources import SourceAccess, Sources
 
 _PUBLISH_TRIES = 3
 _log = logging.getLogger("raycache.master")
+LISTERS = 16
+"""Directories of calls for several that are listed side by side, for all callers together."""
+T = TypeVar("T")
 
 
 class Metadata:
@@ -66,6 +72,8 @@ class Metadata:
         self._attaching = threading.Lock()
         self._listing: dict[int, tuple[threading.Lock, int]] = {}
         self._listing_lock = threading.Lock()
+        self._listers = ThreadPoolExecutor(LISTERS, thread_name_prefix="list")
+        self.refresher = Refresher(catalog, self.refresh)
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
@@ -112,6 +120,30 @@ class Metadata:
             stored = self._stored(dir_id)
             return stored if stored is not None else self._list(dir_id, None)
 
+    def manifests(self, dir_ids: Sequence[int], hand_out: Callable[[int], T]) -> list[T | Failed]:
+        """Of each directory what ``hand_out`` makes of its id, or the error; those never listed are listed first.
+
+        They are listed side by side, and for as long as one request to a source may take: a directory that is not
+        done by then fails, goes on being listed, and can be asked for again. Raises InvalidInput for too many.
+        """
+        if len(dir_ids) > MANIFESTS_AT_ONCE:
+            raise InvalidInput(f"{len(dir_ids)} directories in one call; ask for at most {MANIFESTS_AT_ONCE}")
+        new = {dir_id for dir_id in dir_ids if not self._catalog.version(dir_id)}
+        flights = {dir_id: self._listers.submit(self.manifest, dir_id) for dir_id in new}
+        wait(flights.values(), self._limits.request_timeout_s)
+        found: list[T | Failed] = []
+        for dir_id in dir_ids:
+            flight = flights.get(dir_id)
+            try:
+                if flight is not None and not flight.done():
+                    raise SourceUnavailable(f"directory {dir_id} is still being listed; ask again")
+                if flight is not None:
+                    flight.result()
+                found.append(hand_out(dir_id))
+            except RaycacheError as error:
+                found.append(Failed(error))
+        return found
+
     def version(self, dir_id: int) -> int:
         """Version of the manifest that ``manifest`` would hand out, 0 before the first listing."""
         return self._catalog.version(dir_id)
@@ -119,6 +151,14 @@ class Metadata:
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See client.protocols.MasterApi.changes."""
         return self._catalog.changes(since)
+
+    def newest_change(self) -> int:
+        """See client.protocols.MasterApi.newest_change."""
+        return self._catalog.newest_change()
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See client.protocols.MasterApi.set_refresh."""
+        return self._catalog.set_refresh(name, check_refresh_every(every_s))
 
     def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See client.protocols.MasterApi.refresh.
@@ -143,6 +183,8 @@ class Metadata:
                     "directories": known,
                     "directories_listed": listed,
                     "listings": [asdict(job) for job in self.listings.jobs(dataset.name)],
+                    "refresh_every_s": dataset.refresh_every_s,
+                    **self.refresher.about(dataset.name),
                 }
             )
         return found

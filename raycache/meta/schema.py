@@ -64,6 +64,9 @@ CREATE TRIGGER manifest_replaced AFTER UPDATE OF body_id ON manifests WHEN OLD.b
 CREATE TRIGGER manifest_gone AFTER DELETE ON manifests
     BEGIN DELETE FROM bodies WHERE body_id = OLD.body_id; END;
 
+ALTER TABLE datasets ADD COLUMN
+    refresh_every_s REAL NOT NULL DEFAULT 0; -- how often its directories are listed anew; 0: only when asked
+
 CREATE TABLE counters (
     name  TEXT PRIMARY KEY,               -- 'changes': last number given out in manifests.changed; none comes
     value INTEGER NOT NULL                -- twice, also not when the dataset that had the last one is removed

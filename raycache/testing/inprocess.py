@@ -61,10 +61,29 @@ class InProcessMaster:
         self.calls += 1
         return archive.from_bytes(archive.to_mapped(self._metadata.manifest(dir_id, at_least)))
 
+    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        """See MasterApi."""
+        self.calls += 1
+
+        def hand_out(dir_id: int) -> Manifest:
+            return archive.from_bytes(archive.to_mapped(self._metadata.manifest(dir_id)))
+
+        return self._metadata.manifests(dir_ids, hand_out)
+
     def changes(self, since: int) -> tuple[int, list[int]]:
         """See MasterApi."""
         self.calls += 1
         return self._metadata.changes(since)
+
+    def newest_change(self) -> int:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.newest_change()
+
+    def set_refresh(self, name: str, every_s: float) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.set_refresh(name, every_s)
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -182,6 +201,10 @@ class InProcessCache:
     def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
         """See client.treerefresh."""
         return refresh_tree(self.namespace, self.master, uri, show)
+
+    def view(self, change: int | None = None) -> FileSystem:
+        """A client that holds nothing yet, and shows everything as of a change number where one is given."""
+        return FileSystem(Namespace(self.master, change), self.reader)
 
     def close(self) -> None:
         """Stop the stores and check their books."""

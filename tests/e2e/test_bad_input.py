@@ -85,6 +85,8 @@ def test_mount_points(bucket: str, s3_env: ObjectStoreServer, cache: Any, mountp
     one_line(cli("mount", source, str(mountpoint)), 1, "not empty")
     (mountpoint / "file").unlink()
     one_line(cli("mount", source, "/proc"), 1, "/proc", "mount point")
+    one_line(cli("mount", source, str(mountpoint), "--at", "99"), 2, "snapshot 99", "newest change")
+    one_line(cli("mount", source, str(mountpoint), "--refresh", "0.2"), 2, "seconds")
     one_line(cli("umount", str(mountpoint)), 1, "not a raycache mount")
     nothing_made(cache, mountpoint)
 

@@ -26,7 +26,9 @@ def source(bucket: str, s3_env: ObjectStoreServer) -> str:
 
 def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> None:
     assert "no datasets yet" in cli("ls").stdout
-    assert json.loads(cli("mount", source, str(mountpoint), "--name", "data", "--json").stdout)["source"] == source
+    options = ("--name", "data", "--snapshot", "--refresh", "3600", "--json")
+    made = json.loads(cli("mount", source, str(mountpoint), *options).stdout)
+    assert (made["source"], made["snapshot"]) == (source, 0)
     assert cli("ls", "raycache://data").stdout == "a/\nb\n"
     assert cli("ls", f"{source}/a").stdout == "one.txt\ntwo\\n.txt\n", "a newline in a name stays within its line"
     assert [entry["size_bytes"] for entry in json.loads(cli("ls", "raycache://data/a", "--json").stdout)] == [3, 4]
@@ -35,7 +37,8 @@ def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> N
     about = json.loads(cli("stat", f"{source}/b", "--json").stdout)
     assert (about["is_dir"], about["size_bytes"]) == (False, 4)
     assert "version" in cli("stat", f"{source}/b").stdout
-    assert json.loads(cli("ls", "--json").stdout)[0]["name"] == "data"
+    (dataset,) = json.loads(cli("ls", "--json").stdout)
+    assert (dataset["name"], dataset["refresh_every_s"]) == ("data", 3600)
     assert json.loads(cli("refresh", source, "--json").stdout) == {"uri": source, "version": 1}
     tree = json.loads(cli("refresh", "--recursive", source, "--json").stdout)
     assert tree.pop("seconds") >= 0
@@ -45,13 +48,14 @@ def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> N
 
     status = json.loads(cli("status", "--json").stdout)
     (mount,) = status["mounts"]
-    assert mount["mountpoint"] == str(mountpoint)
+    assert (mount["mountpoint"], mount["snapshot"]) == (str(mountpoint), 0)
     assert [job["state"] for job in status["datasets"][0]["listings"]] == ["done", "done"]
     assert {"session", "gateway_pid", "holder_pid", "restarts", "degraded"} <= set(mount)
     assert status["workers"][0]["mem_quota_bytes"] > 0
     assert {"reads", "hits", "misses", "ufs_requests", "ufs_bytes", "read_through"} <= set(status["totals"])
     shown = cli("status", COLUMNS="200").stdout
     assert source in shown
+    assert "3600 s" in shown
     assert str(mountpoint) in shown
     assert cli("umount", str(mountpoint)).returncode == 0
 

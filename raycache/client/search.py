@@ -1,0 +1,119 @@
+"""Trees: ``walk`` and ``glob`` over whole directories, whose listings are asked for many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from raycache.client.namespace import Namespace
+from raycache.core.entries import Rows, are_directories, directory_rows, names_of, rows_by_name
+from raycache.core.globbing import glob_column, has_magic
+from raycache.core.manifest import Manifest
+from raycache.core.values import MANIFESTS_AT_ONCE, Failed
+from raycache.errors import InvalidInput, NotADirectory, NotFound
+
+State = tuple[str, int, int]
+"""Where a search stands: URI and id of a directory, and the part of the pattern that its entries have to match."""
+
+
+def walk(namespace: Namespace, uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """See FileSystem.walk. Lazy; a directory that is not held is asked for together with those that come after it."""
+    todo = [(uri, directory_of(namespace, uri).directory.dir_id)]
+    while todo:
+        base, dir_id = todo.pop()
+        ahead = [dir_id, *(child for _, child in reversed(todo[1 - MANIFESTS_AT_ONCE :]))]
+        manifest = namespace.held(dir_id) or _received(namespace.manifests(ahead)[dir_id])
+        rows = rows_by_name(manifest)
+        is_dir = are_directories(manifest, rows)
+        dirs = names_of(manifest, rows[is_dir])
+        children = {name: manifest.child_id(row) for name, row in zip(dirs, rows[is_dir].tolist(), strict=True)}
+        yield base, dirs, names_of(manifest, rows[~is_dir])
+        # After the yield: as with os.walk, the caller may have taken some out, or changed their order.
+        for name in reversed(dirs):
+            child = children.get(name)
+            if child is None:
+                raise NotFound(f"{base.rstrip('/')}/{name}: no such directory")
+            todo.append((f"{base.rstrip('/')}/{name}", child))
+
+
+def glob(namespace: Namespace, pattern: str) -> list[str]:
+    """See FileSystem.glob."""
+    parts = pattern.split("/")
+    authority = 3 if "://" in pattern else 1
+    fixed = next((at for at, part in enumerate(parts) if has_magic(part)), len(parts))
+    if fixed < authority:
+        raise InvalidInput(f"{pattern!r}: the bucket or dataset itself cannot be a pattern")
+    base, rest = "/".join(parts[:fixed]), parts[fixed:]
+    try:
+        manifest, row = namespace.entry(base or "/")
+    except (NotFound, NotADirectory):
+        return []
+    if not rest:
+        return [pattern]
+    if row is not None:
+        return []  # as in a shell: nothing lies below a file
+    # Two stars next to each other mean what one pair means.
+    rest = [part for at, part in enumerate(rest) if part != "**" or rest[at - 1 : at] != ["**"]]
+    return sorted(_matches(namespace, base, manifest.directory.dir_id, rest))
+
+
+def directory_of(namespace: Namespace, uri: str) -> Manifest:
+    """The manifest of a directory. Raises NotFound, and NotADirectory for a file."""
+    manifest, row = namespace.entry(uri)
+    if row is not None:
+        raise NotADirectory(f"{uri} is a file, not a directory")
+    return manifest
+
+
+def _matches(namespace: Namespace, base: str, dir_id: int, parts: Sequence[str]) -> Iterator[str]:
+    todo: list[State] = [(base, dir_id, 0)]
+    seen: set[tuple[int, int]] = set()  # two stars in two places lead to one directory in many ways
+    while todo:
+        now = todo[-MANIFESTS_AT_ONCE:]
+        del todo[-MANIFESTS_AT_ONCE:]
+        manifests = namespace.manifests(each for _, each, _ in now)
+        for base_uri, each, at in now:
+            if (each, at) in seen:
+                continue
+            seen.add((each, at))
+            manifest = _received(manifests[each])
+            if at + 1 == len(parts):
+                yield from (f"{base_uri}/{name}" for name in names_of(manifest, _matching(manifest, parts[at])))
+            todo += _onward(manifest, base_uri, at, parts)
+
+
+def _onward(manifest: Manifest, base: str, at: int, parts: Sequence[str]) -> Iterator[State]:
+    """Where a search goes from a directory."""
+    is_last = at + 1 == len(parts)
+    if parts[at] == "**":
+        rows, after = directory_rows(manifest), at
+        if not is_last:
+            yield base, manifest.directory.dir_id, at + 1
+    elif is_last:
+        return
+    else:
+        rows, after = _matching(manifest, parts[at], only=directory_rows(manifest)), at + 1
+    for name, row in zip(names_of(manifest, rows), rows.tolist(), strict=True):
+        child = manifest.child_id(row)
+        if child is not None:
+            yield f"{base}/{name}", child, after
+
+
+def _matching(manifest: Manifest, part: str, only: Rows | None = None) -> Rows:
+    """Live rows that match one part of a pattern, of ``only`` these rows where given."""
+    if not has_magic(part):
+        row = manifest.find(part.encode("utf-8", "surrogateescape"))
+        return np.array([] if row is None else [row], np.uint32)
+    rows = manifest.live_rows(0, manifest.row_count) if only is None else only
+    if part == "**":
+        return rows
+    names = manifest.column("names")
+    return rows[glob_column(names if len(rows) == len(names) else names.take(pa.array(rows)), part)]
+
+
+def _received(answer: Manifest | Failed) -> Manifest:
+    if isinstance(answer, Failed):
+        raise answer.error
+    return answer

@@ -1,0 +1,29 @@
+"""Numbers that users give, checked where they come in and again where they are kept. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from raycache.errors import InvalidInput
+
+REFRESH_EVERY_MIN_S = 1.0
+"""Shortest refresh interval of a dataset."""
+
+
+def check_refresh_every(every_s: float) -> float:
+    """A refresh interval in seconds, 0 for never. Raises InvalidInput for one below a second, or no number."""
+    is_number = isinstance(every_s, int | float) and not isinstance(every_s, bool)
+    if not is_number or not math.isfinite(every_s) or (every_s != 0 and every_s < REFRESH_EVERY_MIN_S):
+        raise InvalidInput(
+            f"refresh every {every_s!r} s: give a number of seconds, {REFRESH_EVERY_MIN_S:g} or more, or 0 for never"
+        )
+    return float(every_s)
+
+
+def check_change(change: int, newest: int) -> int:
+    """A change number to look back to. Raises InvalidInput for one that is none, or that has not happened yet."""
+    if isinstance(change, bool) or not isinstance(change, int) or change < 0:
+        raise InvalidInput(f"snapshot {change!r}: give a change number, as in raycache.snapshot().change")
+    if change > newest:
+        raise InvalidInput(f"snapshot {change}: the newest change of this cache is {newest}; it is of another cache")
+    return change
