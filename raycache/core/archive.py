@@ -41,15 +41,14 @@ _NUMBERS = ("ends", "cuts", "dir_rows", "dir_ids", "dead_rows", "dead_at", "vers
 
 def to_mapped(manifest: Manifest) -> pa.Buffer:
     """Bytes that readers map."""
-    return _write(manifest, _stored(manifest), None)
+    return _write(manifest, _stored(manifest) | manifest.index.stored(), None)
 
 
 def to_kept(manifest: Manifest) -> pa.Buffer:
     """Bytes for the disk, an order of magnitude smaller. The catalog's change numbers are not in them."""
     stored = _stored(manifest)
     stored["sizes"] = pa.array(np.diff(manifest.columns.ends))
-    for name in ("ends", "slots", "prints", "starts"):
-        stored[name] = stored[name].slice(0, 0)
+    stored["ends"] = stored["ends"].slice(0, 0)
     return _write(manifest, stored, "zstd")
 
 
@@ -80,8 +79,9 @@ def from_bytes(buffer: Any) -> Manifest:
 
 def _stored(manifest: Manifest) -> Stored:
     columns = manifest.columns
-    stored = {"sizes": pa.array([], pa.uint64())} | {name: pa.array(getattr(columns, name)) for name in _NUMBERS}
-    for packed in (columns.names, columns.times, columns.etags, columns.index):
+    stored = {name: pa.array([], _COLUMNS[name]) for name in ("sizes", "slots", "prints", "starts")}
+    stored |= {name: pa.array(getattr(columns, name)) for name in _NUMBERS}
+    for packed in (columns.names, columns.times, columns.etags):
         stored |= packed.stored()
     return stored
 
@@ -132,12 +132,18 @@ def _columns(stored: Stored, meta: dict[str, bytes]) -> Columns:
     if not len(stored["ends"]):
         sizes = numbers(stored["sizes"])
         stored["ends"] = pa.array(np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes, dtype=np.uint64)]))
-        index = Index.of(names)
+        index = None
     else:
         index = Index(stored["slots"], stored["prints"], stored["starts"])
     columns = Columns(names, times, etags, index, **{name: numbers(stored[name]) for name in _NUMBERS})
     rows = len(names)
-    if {len(columns.ends) - 1, len(times), len(etags), len(index), int(columns.version_rows[-1])} != {rows}:
+    if {
+        len(columns.ends) - 1,
+        len(times),
+        len(etags),
+        len(names if index is None else index),
+        int(columns.version_rows[-1]),
+    } != {rows}:
         raise InvalidInput("not a manifest: its columns differ in length")
     pairs = ((columns.dir_rows, columns.dir_ids), (columns.dead_rows, columns.dead_at))
     if any(len(one) != len(other) for one, other in pairs) or not len(columns.cuts):

@@ -28,6 +28,9 @@ _STEP = 16_384
 """Rows that are worked on at one time, so that what is made of them stays in the processor's cache, and names are
 Python objects for no longer than that."""
 
+_HEX_VALUES = np.full(256, 255, np.uint8)
+_HEX_VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+
 Stored = dict[str, Any]
 """Arrow arrays by column name."""
 About = dict[str, bytes]
@@ -323,20 +326,19 @@ def pack_etags(etags: pa.BinaryArray) -> pa.BinaryArray:
 def _digests(etags: pa.BinaryArray) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """Which versions are MD5s, and those in binary: 16 columns, a row for each."""
     at, data = binary_views(etags)
-    characters, begins = np.frombuffer(data, np.uint8), np.asarray(at)[:-1].astype(np.int64)
+    characters, begins = np.frombuffer(data, np.uint8), np.asarray(at)[:-1]
     is_md5: NDArray[np.bool_] = np.diff(np.asarray(at)) == 34
     rows = np.flatnonzero(is_md5)
+    in_a_row = len(rows) == len(etags)  # then they are one matrix as they lie there
+    whole = characters[at[0] : at[-1]].reshape(-1, 34) if in_a_row else characters
     digests = np.empty((len(rows), DIGEST_BYTES), np.uint8)
     for start in range(0, len(rows), _STEP):
         some = slice(start, start + _STEP)
-        texts = characters[begins[rows[some], None] + np.arange(34)]
-        body = texts[:, 1:33]
-        digits, letters = body - np.uint8(ord("0")), body - np.uint8(ord("a"))  # what is neither wraps to a large one
-        is_hex = ((digits < 10) | (letters < 6)).all(axis=1)
-        is_md5[rows[some]] = is_hex & (texts[:, 0] == ord('"')) & (texts[:, 33] == ord('"'))
-        halves = np.where(digits < 10, digits, letters + np.uint8(10))
-        digests[some] = halves[:, ::2] << np.uint8(4) | halves[:, 1::2]
-    return is_md5, digests[is_md5[rows]]
+        texts = whole[some] if in_a_row else whole[begins[rows[some], None].astype(np.int64) + np.arange(34)]
+        values = _HEX_VALUES[texts[:, 1:33]]
+        is_md5[rows[some]] = (values.max(axis=1) < 16) & (texts[:, 0] == ord('"')) & (texts[:, 33] == ord('"'))
+        np.bitwise_or(values[:, ::2] << np.uint8(4), values[:, 1::2], out=digests[some])
+    return is_md5, digests if is_md5[rows].all() else digests[is_md5[rows]]
 
 
 def numbers(column: Any) -> NDArray[Any]:

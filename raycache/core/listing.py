@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycache.core import paths
-from raycache.core.columns import Etags, Index, Names, Times, binary_views, pack_etags
+from raycache.core.columns import Etags, Names, Times, binary_views, pack_etags
 from raycache.core.layout import extend_cuts
 from raycache.core.manifest import Columns, Directory, Manifest
 
@@ -64,7 +64,7 @@ def build(directory: Directory, listing: pa.RecordBatch, dir_ids: NDArray[np.uin
         names=names,
         times=Times.of(listing.column("mtime_ns")),
         etags=Etags.of(pack_etags(listing.column("etag"))),
-        index=Index.of(names),
+        index=None,
         ends=ends,
         cuts=extend_cuts(ends, 0, np.zeros(1, np.uint64), directory.block_bytes),
         dir_rows=np.flatnonzero(is_dir).astype(np.uint32),
@@ -98,7 +98,7 @@ def append(
         names=names,
         times=Times.of(pa.concat_arrays([old.column("mtimes_ns"), added.column("mtime_ns")])),
         etags=Etags.of(pa.concat_arrays([old.column("etags"), pack_etags(added.column("etag"))])),
-        index=Index.of(names),
+        index=None,
         ends=ends,
         cuts=extend_cuts(ends, first, before.cuts, directory.block_bytes),
         dir_rows=np.concatenate([before.dir_rows, (first + np.flatnonzero(is_dir)).astype(np.uint32)]),

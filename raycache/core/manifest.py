@@ -68,7 +68,8 @@ class Columns:
     names: Names
     times: Times
     etags: Etags
-    index: Index
+    index: Index | None
+    """Made when it is first needed, where it is None: what is only kept needs none."""
     ends: NDArray[np.uint64]
     """Running total of the sizes: rows + 1."""
     cuts: NDArray[np.uint64]
@@ -99,6 +100,14 @@ class Manifest:
         self._dead_rows = columns.dead_rows.data
         self._cuts = columns.cuts.data
         self._block_ids: dict[int, bytes] = {}
+        self._index = columns.index
+
+    @property
+    def index(self) -> Index:
+        """Where names are found."""
+        if self._index is None:
+            self._index = Index.of(self.columns.names)
+        return self._index
 
     def as_of(self, change: int) -> Manifest:
         """The directory as it was after the catalog's change number ``change``: row for row what a manifest of then
@@ -112,6 +121,7 @@ class Manifest:
         dirs, dead = bisect_left(self._dir_rows, rows), now.dead_at <= version
         then = replace(
             now,
+            index=self._index,
             ends=now.ends[: rows + 1],
             cuts=now.cuts[: bisect_left(self._cuts, self._ends[rows]) + 1],
             dir_rows=now.dir_rows[:dirs],
@@ -155,7 +165,7 @@ class Manifest:
 
     def find(self, name: bytes) -> int | None:
         """Row of the live entry called ``name``, or None."""
-        for row in self.columns.index.candidates(name):
+        for row in self.index.candidates(name):
             # A name that came back has tombstones under the same hash.
             if row < self.row_count and self.columns.names[row] == name and not self.is_dead(row):
                 return row
@@ -168,7 +178,7 @@ class Manifest:
             is_gone = np.zeros(len(self.columns.names), bool)
             is_gone[self.columns.dead_rows] = True
             is_gone[self.row_count :] = True
-        return self.columns.index.first_match(self.columns.names, Wanted(names), is_gone)
+        return self.index.first_match(self.columns.names, Wanted(names), is_gone)
 
     def name(self, row: int) -> bytes:
         """Name of a row."""

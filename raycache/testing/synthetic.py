@@ -6,7 +6,6 @@ sets have. There are no bytes behind it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from typing import Any
 
@@ -31,8 +30,6 @@ class SyntheticUfs:
 
     def __init__(self, uri: str, files: int, seed: int = 0) -> None:
         self.uri = uri
-        self.made_s = 0.0
-        """CPU time spent on making rows up, which is no part of what a test or a benchmark is about."""
         self._seed = seed
         self._sizes: list[int] = []
         while files > 0:
@@ -80,12 +77,6 @@ class SyntheticUfs:
         return number
 
     def _files(self, number: int, prefix: bytes) -> pa.RecordBatch:
-        began = time.thread_time()
-        batch = self._make(number, prefix)
-        self.made_s += time.thread_time() - began
-        return batch
-
-    def _make(self, number: int, prefix: bytes) -> pa.RecordBatch:
         count, random = self._sizes[number], np.random.default_rng((self._seed, number))
         # Each kind of name meets each size of directory.
         pattern = PATTERNS[(number + number // len(DIRECTORY_FILES)) % len(PATTERNS)]
