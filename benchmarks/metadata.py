@@ -111,7 +111,7 @@ def scale(home: Path, files: int) -> Found:
     try:
         settings = load_settings()
         actor = ray.remote(synthetic_master(files))
-        master = actor.options(**master_options(settings.namespace)).remote(settings)
+        actor.options(**master_options(settings.namespace)).remote(settings)
         raycache.init()
         cluster = Cluster.open(settings)
         pid = cluster.master.status()["pid"]

@@ -68,6 +68,8 @@ class Entries(NamedTuple):
     """Where in ``names`` a name begins."""
     name_length: NDArray[np.int64]
     names: NDArray[np.uint8]
+    directory_rows: int
+    """Rows of the whole directory."""
 
 
 @dataclass
@@ -142,6 +144,7 @@ class Vfs:
             name_at=name_at[picked],
             name_length=np.diff(name_at)[picked],
             names=np.frombuffer(names, np.uint8),
+            directory_rows=manifest.row_count,
         )
 
     def read(self, ino: int, offset: int, size: int, *, wait: bool = True) -> Buffer:

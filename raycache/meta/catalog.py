@@ -295,6 +295,11 @@ class Catalog:
             ).fetchone()
         return row[0], row[1]
 
+    def shorten_log(self) -> None:
+        """Move what the write-ahead log has into the file, and empty it. While somebody reads, as much as can be."""
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """One transaction, for verbs that live in a module of their own (``staging``)."""
         return self._transaction()

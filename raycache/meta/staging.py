@@ -215,9 +215,10 @@ class Staging:
             with self._catalog.transaction() as db:
                 (before,) = db.execute("PRAGMA freelist_count").fetchone()
                 if before in (0, free):  # the same again: a catalog that was made without this ability
-                    return
+                    break
                 free = before
                 db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        self._catalog.shorten_log()
 
     @contextmanager
     def _running(self, job_id: int) -> Iterator[sqlite3.Connection]:

@@ -214,11 +214,17 @@ def test_columns_are_packed_as_single_entries_are(data: st.DataObject, size: int
         name_at=1 + np.cumsum(lengths) - lengths,
         name_length=lengths,
         names=np.frombuffer(b"?" + b"".join(names), np.uint8),
+        directory_rows=dirents.KNOWN_AT_ONCE,
     )
     one_by_one = [(name, attr, at + 1) for at, (name, attr) in enumerate(zip(names, attrs, strict=True))]
     packer = wire.Packer(1000, 100)
     assert dirents.pack_plain(entries, size) == packer.directory(one_by_one, size)
-    assert dirents.pack_plus(entries, size, (1000, 100)) == packer.directory_plus(one_by_one, size)
+    packed = dirents.pack_plus(entries, size, (1000, 100))
+    assert packed == packer.directory_plus(one_by_one, size)
+    in_a_large_one = dirents.pack_plus(entries._replace(directory_rows=dirents.KNOWN_AT_ONCE + 1), size, (1000, 100))
+    assert len(in_a_large_one) == len(packed)
+    assert in_a_large_one[:8] in (b"", bytes(8)), "no node: the kernel takes the name alone"
+    assert in_a_large_one[8:40] == packed[8:40]
 
 
 def test_the_dots_come_first_and_are_no_lookups() -> None:
