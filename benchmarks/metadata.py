@@ -191,9 +191,14 @@ def look_up(cluster: Any, files: int) -> Found:
         paths.append(f"{uri}/{name}/{manifest.name(chosen.randrange(manifest.row_count)).decode()}")
     [raycache.stat(path) for path in paths[:1000]]
     began = time.perf_counter()
+    there = sum(raycache.exists(path) for path in paths)
+    one_by_one_s = time.perf_counter() - began
+    if there != LOOKUPS:
+        raise RuntimeError("a file was not found")
+    began = time.perf_counter()
     for path in paths:
         raycache.stat(path)
-    one_by_one_s = time.perf_counter() - began
+    stat_s = time.perf_counter() - began
     largest = max(manifests, key=lambda name: manifests[name].row_count)
     rows = np.random.default_rng(3).integers(0, manifests[largest].row_count, min(BATCH, files))
     wanted = [manifests[largest].name(row).decode() for row in rows.tolist()]
@@ -205,6 +210,7 @@ def look_up(cluster: Any, files: int) -> Found:
     return {
         "mapped_bytes_per_file": mapped_bytes / files,
         "lookups_per_s": LOOKUPS / one_by_one_s,
+        "stats_per_s": LOOKUPS / stat_s,
         "batch_lookups_per_s": len(wanted) / batch_s,
     }
 

@@ -334,6 +334,9 @@ class _Current:
         self._cluster = None
 
     def get(self, settings: Settings | None, *, start: bool) -> Cluster:
+        cluster = self._cluster  # without the lock: each call of the path API comes through here
+        if cluster is not None and settings is None and ray.is_initialized():
+            return cluster
         if self._forked:
             raise Unavailable(
                 "this process was forked from one that uses Ray, and Ray does not survive that; read through the "
