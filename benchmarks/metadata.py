@@ -281,6 +281,8 @@ def restart(cluster: Any, pid: int, handle: Any) -> float:
             raise RuntimeError("the master forgot a dataset")
         pid = cluster.master.status()["pid"]
     stop.set()
+    for asker in askers:
+        asker.join(60)
     return float(np.median(took))
 
 
