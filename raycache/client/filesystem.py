@@ -147,7 +147,7 @@ class FileSystem:
     def exists(self, uri: str) -> bool:
         """Whether there is a file or directory of this name in a known dataset."""
         try:
-            self._namespace.entry(uri)
+            self._namespace.place(uri)
         except (NotFound, NotADirectory):
             return False
         return True

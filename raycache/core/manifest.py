@@ -165,9 +165,10 @@ class Manifest:
 
     def find(self, name: bytes) -> int | None:
         """Row of the live entry called ``name``, or None."""
-        for row in self.index.candidates(name):
+        names = self.columns.names
+        for row in (self._index or self.index).candidates(name):
             # A name that came back has tombstones under the same hash.
-            if row < self.row_count and self.columns.names[row] == name and not self.is_dead(row):
+            if row < self.row_count and names[row] == name and not (self._dead_rows and self.is_dead(row)):
                 return row
         return None
 
@@ -198,6 +199,8 @@ class Manifest:
 
     def child_id(self, row: int) -> int | None:
         """Directory id of a row that is a directory, else None."""
+        if not self._dir_rows:
+            return None
         at = bisect_left(self._dir_rows, row)
         if at < len(self._dir_rows) and self._dir_rows[at] == row:
             return self._dir_ids[at]
