@@ -59,7 +59,7 @@ class Report:
 
 
 def check(path: Path, *, deep: bool = True) -> Report:
-    """Look at all of a catalog. ``deep``: at each entry too, some 10 s per million of them; else checksums must do.
+    """Look at all of a catalog. ``deep``: at each entry too, some 2 s per million of them; else checksums must do.
 
     Raises NotFound when there is none, InvalidInput when it is another program's or of another raycache.
     """
