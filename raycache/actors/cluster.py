@@ -241,7 +241,7 @@ def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
 
 def _check_same(wanted: Settings, running: Settings) -> None:
     """Settings that shape the cache are fixed when it starts; asking for others later must not be ignored."""
-    for name in ("mem", "block_bytes"):
+    for name in ("mem", "tiers", "eviction", "block_bytes"):
         if name in wanted.model_fields_set and getattr(wanted, name) != getattr(running, name):
             raise InvalidInput(
                 f"this cache runs with {name}={getattr(running, name)}, not {getattr(wanted, name)}; "

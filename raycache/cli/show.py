@@ -70,6 +70,7 @@ def status(out: Console, about: dict[str, Any]) -> None:
             decimal(counters["ufs_bytes"]),
         )
     out.print(table)
+    _tiers(out, about["workers"])
     if about["datasets"]:
         table = _table("dataset", "source", "directories listed", "in memory")
         for dataset in about["datasets"]:
@@ -93,6 +94,27 @@ def status(out: Console, about: dict[str, Any]) -> None:
         for mount in about["mounts"]:
             for note in mount["notes"]:
                 out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
+
+
+def _tiers(out: Console, workers: Sequence[dict[str, Any]]) -> None:
+    """The directories of each worker; nothing where there are none."""
+    found = [
+        (worker["worker_id"][:8], tier) for worker in workers for tier in worker.get("tiers", ()) if tier["directory"]
+    ]
+    if not found:
+        return
+    table = _table("worker", "tier", "medium", "used", "quota", "blocks", "hits", "corrupt", "out of service")
+    for worker, tier in found:
+        table.add_row(
+            worker,
+            Text(printable(tier["directory"])),
+            tier["medium"] or "-",
+            decimal(tier["used_bytes"]),
+            decimal(tier["quota_bytes"]),
+            *(f"{tier[name]:,}" for name in ("blocks", "hits", "corrupt")),
+            Text(tier["out_of_service"] or "-", "red" if tier["out_of_service"] else ""),
+        )
+    out.print(table)
 
 
 def printable(text: str) -> str:
