@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from raycache.config import Tier
-from raycache.core.eviction import Eviction, Policy, make_policy
+from raycache.config import Eviction, Tier
+from raycache.core.eviction import Policy, make_policy
 from raycache.core.values import Buffer
 from raycache.store import blockfile
 from raycache.store.blockfile import BadFile, Header, Hole
@@ -155,7 +155,7 @@ class Directory:
         temporary = path.with_name(path.name + _TEMPORARY)
         try:
             header = blockfile.encode(block_id, dataset, block, holes)
-            if not all([self.drop(victim) for victim in reservation.victims]):
+            if not all(self.drop(victim) for victim in reservation.victims):
                 return False
             self._files.make_private(path.parent)
             try:

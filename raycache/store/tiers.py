@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raycache.core.eviction import Eviction, make_policy
+from raycache.config import Eviction
+from raycache.core.eviction import make_policy
 from raycache.core.values import Buffer
 from raycache.errors import Unavailable
 from raycache.store.blockfile import Hole
