@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -79,6 +79,10 @@ class Tier(NamedTuple):
     directory: Path
     quota_bytes: int
 
+    def __str__(self) -> str:
+        """As ``parse_tiers`` reads it."""
+        return f"{self.directory}:{self.quota_bytes}"
+
 
 def parse_tiers(value: Any) -> tuple[Tier, ...]:
     """``["/nvme/cache:500GB", "/hdd/cache:2TB"]``, or the same as one text with commas; first is asked first.
@@ -104,6 +108,10 @@ def _parse_tier(text: Any) -> Tier:
     return Tier(directory, parse_size(size))
 
 
+def _tier_texts(tiers: tuple[Tier, ...]) -> list[str]:
+    return [str(tier) for tier in tiers]
+
+
 def _config_file() -> Path:
     return Path(os.environ.get("RAYCACHE_CONFIG") or "~/.config/raycache/config.toml").expanduser()
 
@@ -116,7 +124,9 @@ def _default_state_dir() -> Path:
 Size = Annotated[int, BeforeValidator(parse_size)]
 Memory = Annotated[str | int, BeforeValidator(_check_memory)]
 Eviction = Literal["keep", "sieve", "lru"]
-Tiers = Annotated[tuple[Tier, ...], NoDecode, BeforeValidator(parse_tiers)]
+Tiers = Annotated[
+    tuple[Tier, ...], NoDecode, BeforeValidator(parse_tiers), PlainSerializer(_tier_texts, when_used="json")
+]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from raycache import errors
-from raycache.actors.cluster import current
+from raycache.actors.cluster import FIXED_SETTINGS, current
 from raycache.config import Settings, load_settings
 from raycache.core.paths import RAYCACHE_SCHEME, parse_uri
 from raycache.errors import MountError, RaycacheError
@@ -120,7 +120,10 @@ def mount(
         raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
     log = log_path(settings.state_dir, target)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    settings = settings.model_copy(update={"address": cluster.address})
+    # The gateway may have to start the cache again: as it runs now, whatever this process was told or not told.
+    running = cluster.master.settings()
+    fixed = {name: getattr(running, name) for name in FIXED_SETTINGS}
+    settings = settings.model_copy(update={"address": cluster.address, **fixed})
     owner = (os.getuid(), os.getgid())
     chosen = _choose_session(session)
     shelf = log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")

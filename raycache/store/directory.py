@@ -110,6 +110,7 @@ class Directory:
         self._open: OrderedDict[bytes, OpenBlock] = OrderedDict()
         self._figures = Figures()
         self._lock_fd: int | None = None
+        self._medium: str | None = None
         self._full_until = 0.0
         self._out_of_service: str | None = "not opened"
 
@@ -119,6 +120,7 @@ class Directory:
         try:
             self._files.make_private(self.path)
             self._lock_fd = self._files.take_lock(self.path / "lock", lock_wait_s)
+            self._medium = medium(self.path)
             self._scan()
         except OSError as error:
             self._fail(error)
@@ -229,7 +231,7 @@ class Directory:
         with self._lock:
             return {
                 "directory": str(self.path),
-                "medium": medium(self.path),
+                "medium": self._medium,
                 "quota_bytes": self._ledger.quota_bytes,
                 "used_bytes": self._ledger.held_bytes,
                 "blocks": len(self._ledger),

@@ -108,3 +108,15 @@ def test_status_shows_tiers(tiered: Path, cache: Any, cli: Any) -> None:
     shown = cli("status", COLUMNS="300").stdout
     assert disk["directory"] in shown
     assert "100.0 MB" in shown
+
+
+def test_a_mount_needs_not_be_told_the_tiers(
+    tiered: Path, cache: Any, tmp_path: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_bytes(body(1))
+    for name in ("TIERS", "MEM", "BLOCK_BYTES"):
+        monkeypatch.delenv(f"RAYCACHE_{name}")
+    raycache.disconnect()
+    with raycache.mount(str(tmp_path / "source"), mountpoint):
+        assert (mountpoint / "a").read_bytes() == body(1)

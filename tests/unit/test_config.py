@@ -167,6 +167,7 @@ def test_settings_are_values():
     settings = load_settings(block_bytes="1MiB", state_dir="~/x")
     assert settings.state_dir == Path("~/x").expanduser()
     assert pickle.loads(pickle.dumps(settings)) == settings
+    assert load_settings(**settings.model_dump(mode="json")) == settings, "a gateway gets them as JSON"
     with pytest.raises(ValueError, match="frozen"):
         settings.block_bytes = 5
 
