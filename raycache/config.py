@@ -12,11 +12,12 @@ import re
 import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -72,6 +73,45 @@ def _check_memory(text: str | int) -> str | int:
     return text
 
 
+class Tier(NamedTuple):
+    """A directory in which a worker may keep blocks."""
+
+    directory: Path
+    quota_bytes: int
+
+    def __str__(self) -> str:
+        """As ``parse_tiers`` reads it."""
+        return f"{self.directory}:{self.quota_bytes}"
+
+
+def parse_tiers(value: Any) -> tuple[Tier, ...]:
+    """``["/nvme/cache:500GB", "/hdd/cache:2TB"]``, or the same as one text with commas; first is asked first.
+
+    Raises InvalidInput for what is no such list, or names a directory twice.
+    """
+    texts = [text for text in value.split(",") if text.strip()] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        raise InvalidInput(f"tiers={value!r}: write a list such as ['/nvme/cache:500GB', '/hdd/cache:2TB']")
+    tiers = tuple(text if isinstance(text, Tier) else _parse_tier(text) for text in texts)
+    if len({tier.directory for tier in tiers}) < len(tiers):
+        raise InvalidInput(f"tiers={value!r} names a directory twice")
+    return tiers
+
+
+def _parse_tier(text: Any) -> Tier:
+    path, colon, size = text.strip().rpartition(":") if isinstance(text, str) else ("", "", "")
+    if not colon or not path:
+        raise InvalidInput(f"{text!r} is no tier; write DIRECTORY:SIZE, for example /nvme/cache:500GB")
+    directory = Path(path).expanduser()
+    if not directory.is_absolute():
+        raise InvalidInput(f"{text!r}: the directory of a tier is an absolute path, the same on every node")
+    return Tier(directory, parse_size(size))
+
+
+def _tier_texts(tiers: tuple[Tier, ...]) -> list[str]:
+    return [str(tier) for tier in tiers]
+
+
 def _config_file() -> Path:
     return Path(os.environ.get("RAYCACHE_CONFIG") or "~/.config/raycache/config.toml").expanduser()
 
@@ -89,6 +129,10 @@ def _absolute(place: str) -> str:
 Size = Annotated[int, BeforeValidator(parse_size)]
 Memory = Annotated[str | int, BeforeValidator(_check_memory)]
 Place = Annotated[str, AfterValidator(_absolute)]
+Eviction = Literal["keep", "sieve", "lru"]
+Tiers = Annotated[
+    tuple[Tier, ...], NoDecode, BeforeValidator(parse_tiers), PlainSerializer(_tier_texts, when_used="json")
+]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
@@ -106,6 +150,11 @@ class Settings(BaseSettings):
     mem: Memory = "40%"
     """What each worker may keep in plasma: a size, or a share of its node's object store. Above about half,
     Ray begins to spill."""
+    tiers: Tiers = ()
+    """Directories where each worker keeps blocks that memory has no room for, in this order: DIRECTORY:SIZE each, in
+    RAYCACHE_TIERS separated by commas. The size is a quota per worker; blocks lie in a directory per namespace."""
+    eviction: Eviction = "keep"
+    """What a full tier does with one more block: refuse it, or let another one go for it (see core/eviction.py)."""
     block_bytes: Size = Field(default=32 * 2**20, gt=0)
     """Size of a block: small files are packed up to it, large ones are cut into it."""
     fetch_concurrency: int = Field(default=32, ge=1, le=1024)

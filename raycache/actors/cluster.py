@@ -37,6 +37,8 @@ from raycache.ufs.registry import capture_access
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
 _KEEPS_DYING = "the raycache master keeps dying; see its log under the Ray session's logs"
+FIXED_SETTINGS = ("mem", "tiers", "eviction", "block_bytes")
+"""What shapes a cache, and cannot be changed while it runs."""
 _REMOTE_MASTER: Any = ray.remote(MasterActor)
 
 
@@ -311,10 +313,11 @@ def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
 
 def _check_same(wanted: Settings, running: Settings) -> None:
     """Settings that shape the cache are fixed when it starts; asking for others later must not be ignored."""
-    for name in ("mem", "block_bytes"):
+    shown = running.model_dump(mode="json"), wanted.model_dump(mode="json")
+    for name in FIXED_SETTINGS:
         if name in wanted.model_fields_set and getattr(wanted, name) != getattr(running, name):
             raise InvalidInput(
-                f"this cache runs with {name}={getattr(running, name)}, not {getattr(wanted, name)}; "
+                f"this cache runs with {name}={shown[0][name]}, not {shown[1][name]}; "
                 "`raycache stop` it first, or leave the setting out"
             )
 

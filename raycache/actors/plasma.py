@@ -24,7 +24,7 @@ PUBLISHED_SHARE = 0.25
 
 
 class Plasma:
-    """A ``store.blocks.BlockMemory``."""
+    """A ``store.tiers.BlockMemory``."""
 
     def put(self, block: bytearray) -> tuple[Any, memoryview]:
         """Put a block; dropping the handle frees it. Raises Unavailable when the object store has no room."""

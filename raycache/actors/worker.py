@@ -16,7 +16,9 @@ from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.values import Failed, Fetch
-from raycache.store.blocks import Answer, BlockStore, Kept
+from raycache.store.blocks import Answer, BlockStore
+from raycache.store.directory import open_directories
+from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
@@ -32,7 +34,13 @@ class WorkerActor:
         self._settings = settings
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
         sources = Sources(self._access, limits)
-        self._store = BlockStore(Plasma(), sources, quota_bytes, settings.fetch_concurrency)
+        tiers = Tiers(
+            Plasma(),
+            quota_bytes,
+            open_directories(settings.tiers, settings.namespace, settings.eviction),
+            settings.eviction,
+        )
+        self._store = BlockStore(tiers, sources, settings.fetch_concurrency)
         self._store.start()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[WireAnswer]:

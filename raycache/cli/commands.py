@@ -68,6 +68,10 @@ def _files(address: str | None) -> Any:
 def start(
     address: Address = None,
     mem: Annotated[str | None, typer.Option(help="Memory per node for blocks: a size, or a share as in 40%.")] = None,
+    tier: Annotated[
+        list[str] | None, typer.Option(metavar="DIR:SIZE", help="Directory for blocks on each node, repeatable.")
+    ] = None,
+    eviction: Annotated[str | None, typer.Option(help="keep (the default), sieve or lru.")] = None,
     new_ray: Annotated[bool, typer.Option("--new-ray", help="Start a Ray cluster even if there is one here.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +80,7 @@ def start(
     from raycache.actors.local import start_local_ray
     from raycache.actors.transport import find_address
 
-    settings = _settings(address, mem=mem)
+    settings = _settings(address, mem=mem, tiers=tier or None, eviction=eviction)
     started = new_ray
     if not new_ray:
         try:

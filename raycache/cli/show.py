@@ -71,6 +71,7 @@ def status(out: Console, about: dict[str, Any]) -> None:
             decimal(counters["ufs_bytes"]),
         )
     out.print(table)
+    _tiers(out, about["workers"])
     if about["rebuilt"]:
         out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
     if about["backup"]["to"]:
@@ -153,6 +154,27 @@ def _backup(about: dict[str, Any]) -> Text:
         return Text(f"backup to {about['to']} failed {about['failed']} time(s): {about['error']}", "red")
     when = f"last at {_time(int(about['last_s'] * 1e9))}" if about["last_s"] else "none yet"
     return Text(f"backup to {about['to']}: {when}")
+
+
+def _tiers(out: Console, workers: Sequence[dict[str, Any]]) -> None:
+    """The directories of each worker; nothing where there are none."""
+    found = [
+        (worker["worker_id"][:8], tier) for worker in workers for tier in worker.get("tiers", ()) if tier["directory"]
+    ]
+    if not found:
+        return
+    table = _table("worker", "tier", "medium", "used", "quota", "blocks", "hits", "corrupt", "out of service")
+    for worker, tier in found:
+        table.add_row(
+            worker,
+            Text(printable(tier["directory"])),
+            tier["medium"] or "-",
+            decimal(tier["used_bytes"]),
+            decimal(tier["quota_bytes"]),
+            *(f"{tier[name]:,}" for name in ("blocks", "hits", "corrupt")),
+            Text(tier["out_of_service"] or "-", "red" if tier["out_of_service"] else ""),
+        )
+    out.print(table)
 
 
 def printable(text: str) -> str:

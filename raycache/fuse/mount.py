@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from raycache import errors
-from raycache.actors.cluster import Cluster, current
+from raycache.actors.cluster import FIXED_SETTINGS, Cluster, current
 from raycache.config import Settings, load_settings
 from raycache.core.arguments import check_refresh_every
 from raycache.core.paths import RAYCACHE_SCHEME, parse_uri
@@ -126,7 +126,7 @@ def mount(
     _set_refresh(uri, refresh_every_s, settings)
     log = log_path(settings.state_dir, target)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    settings = settings.model_copy(update={"address": cluster.address})
+    settings = _as_it_runs(cluster, settings)
     chosen = _choose_session(session)
     shelf = log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")
     owner, dumped = (os.getuid(), os.getgid()), settings.model_dump(mode="json")
@@ -161,6 +161,14 @@ def _set_refresh(uri: str, every_s: float | None, settings: Settings) -> None:
     if every_s is not None:
         files = current(settings).files
         files.set_refresh(files.dataset_of(uri).name, every_s)
+
+
+def _as_it_runs(cluster: Cluster, settings: Settings) -> Settings:
+    """Settings for a gateway, which may have to start the cache again: as it runs now, whatever this process was told
+    or not told."""
+    running = cluster.master.settings()
+    fixed = {name: getattr(running, name) for name in FIXED_SETTINGS}
+    return settings.model_copy(update={"address": cluster.address, **fixed})
 
 
 def _soon_there(target: str, uri: str, settings: Settings, snapshot: bool | int) -> MountRecord | None:

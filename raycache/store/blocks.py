@@ -1,14 +1,15 @@
-"""The blocks of one worker: answers reads, fills blocks, keeps them within a quota.
+"""The blocks of one worker: answers reads and fills blocks. Where they lie is for ``tiers``.
 
 A read that misses is answered as soon as its own bytes are there. A block touched once is only probed; touched in a
-second place, or asked for by a large part, it is filled in the background, once, whoever waits for it. When the quota
-is reached nothing is evicted: reads go through to the source and are counted (policy ``keep``).
+second place, or asked for by a large part, it is filled in the background, once, whoever waits for it. When no tier has
+room, reads go through to the source and are counted.
 
-Bounds: bytes kept by ``quota_bytes`` (reserved before the first byte of a fill is fetched), fills under way by
+Bounds: bytes kept by the tiers' quotas (reserved before the first byte of a fill is fetched), fills under way by
 FILLS_MAX, bytes of probes by PROBE_BYTES, requests under way by the number of fetchers. Readers wait in their callers'
 threads, which the actor bounds.
 
-Threading: one lock for all state; sources and the block memory are used outside it.
+Threading: one lock for all state; sources, memory and disks are used outside it. Whole blocks are put away by a few
+threads of their own, so that a slow disk takes no fetcher from the readers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.flight import Flight
+from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.sources import Sources
 
 FILLS_MAX = 16
@@ -31,27 +33,8 @@ PROBE_BYTES = 64 * 2**20
 PROBES_MAX = 1024
 HOLE_S = 5.0
 """How long a file that was gone is taken for gone without asking the source again."""
-_SEAL = -1
-
-
-class BlockMemory(Protocol):
-    """Where sealed blocks lie: plasma in a worker, plain memory in tests."""
-
-    def put(self, block: bytearray) -> tuple[Any, memoryview]:
-        """Keep a block until the returned handle is dropped. Raises Unavailable when there is no room."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A sealed block. Dropping the last reference to ``handle`` frees its memory."""
-
-    handle: Any
-    view: memoryview
-    holes: tuple[tuple[int, int], ...]
-    dataset: str
-    sealed: float
-    """When, on the monotonic clock."""
+SEALERS = 4
+"""Threads that put filled blocks away: a disk that syncs is kept busy by a few."""
 
 
 @dataclass
@@ -78,37 +61,37 @@ Answer = Kept | Buffer | Failed
 class BlockStore:
     """All blocks of one worker. ``start`` before use, ``stop`` after."""
 
-    def __init__(self, memory: BlockMemory, sources: Sources, quota_bytes: int, fetchers: int) -> None:
-        self.quota_bytes = quota_bytes
-        self._memory = memory
+    def __init__(self, tiers: Tiers, sources: Sources, fetchers: int) -> None:
+        self._tiers = tiers
         self._sources = sources
         self._counters = Counters()
-        self._kept: dict[bytes, Kept] = {}
-        self._reserved_bytes = 0
         self._flights: OrderedDict[bytes, Flight] = OrderedDict()
         self._demands: deque[tuple[Flight, int]] = deque()
         self._fills: deque[Flight] = deque()
+        self._complete: deque[Flight] = deque()
         self._filling = 0
         self._probe_bytes = 0
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._arrival = threading.Condition(self._lock)
+        self._seals = threading.Condition(self._lock)
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._fetch_loop, name=f"fetch-{n}", daemon=True) for n in range(fetchers)
-        ]
+        ] + [threading.Thread(target=self._seal_loop, name=f"seal-{n}", daemon=True) for n in range(SEALERS)]
 
     def start(self) -> None:
-        """Start the fetchers."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop the fetchers; requests under way end by their own deadline."""
+        """Stop the threads and let go of the disks; requests under way end by their own deadline."""
         with self._lock:
             self._stopping = True
-            self._work.notify_all()
-            self._arrival.notify_all()
+            for condition in (self._work, self._arrival, self._seals):
+                condition.notify_all()
+        self._tiers.close()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[Answer]:
         """Answer reads: a Kept block where it is held and wanted whole, the bytes of the range, or a Failed.
@@ -117,18 +100,16 @@ class BlockStore:
         """
         deadline = time.monotonic() + timeout_s
         with self._lock:
+            self._counters.reads += len(requests)
             begun = [self._begin(request) for request in requests]
-            return [
-                answer if flight is None else self._await(request, flight, deadline)
-                for request, (answer, flight) in zip(requests, begun, strict=True)
-            ]
+        return [self._finish(request, step, deadline) for request, step in zip(requests, begun, strict=True)]
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
         """Fill blocks that are likely to be wanted, as far as quota and FILLS_MAX allow now; the rest is forgotten."""
         with self._lock:
             for packed in packed_plans:
                 plan = BlockPlan.unpack(packed)
-                if plan.block_id in self._kept:
+                if plan.block_id in self._tiers:
                     continue
                 flight = self._flights.setdefault(plan.block_id, Flight(plan))
                 if not flight.filling:
@@ -138,17 +119,7 @@ class BlockStore:
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``."""
         with self._lock:
-            datasets: dict[str, int] = {}
-            for kept in self._kept.values():
-                datasets[kept.dataset] = datasets.get(kept.dataset, 0) + len(kept.view)
-            return {
-                "mem_bytes": sum(datasets.values()),
-                "mem_quota_bytes": self.quota_bytes,
-                "blocks": len(self._kept),
-                "filling": self._filling,
-                "datasets": datasets,
-                "counters": asdict(self._counters),
-            }
+            return {**self._tiers.status(), "filling": self._filling, "counters": asdict(self._counters)}
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until no fill is under way; False when the time was not enough."""
@@ -156,31 +127,28 @@ class BlockStore:
             return self._arrival.wait_for(lambda: not self._filling, timeout_s)
 
     def check(self) -> None:
-        """Invariants, for tests: reserved bytes are those of kept blocks and fills, and within the quota."""
+        """Invariants, for tests: the books of the tiers, and those of fills and probes."""
+        self._tiers.check()
         with self._lock:
-            kept = sum(len(block.view) for block in self._kept.values())
-            filling = sum(flight.plan.size_bytes for flight in self._flights.values() if flight.filling)
-            assert self._reserved_bytes == kept + filling, (self._reserved_bytes, kept, filling)
-            assert self._reserved_bytes <= self.quota_bytes
             probes = sum(flight.fetched_bytes for flight in self._flights.values() if not flight.filling)
             assert self._probe_bytes == probes, (self._probe_bytes, probes)
             assert self._filling == sum(flight.filling for flight in self._flights.values())
 
-    def _begin(self, request: Fetch) -> tuple[Answer, Flight | None]:
-        """Answer at once (no flight), or see to it that the wanted parts are on their way."""
-        self._counters.reads += 1
-        kept = self._kept.get(request.block_id)
-        stop = request.offset + request.length
-        if kept is not None and any(start < stop and request.offset < end for start, end in kept.holes):
+    def _begin(self, request: Fetch) -> Answer | Flight | None:
+        """Answer at once, or see to it that the wanted parts are on their way; None: a disk has the block."""
+        kept = self._tiers.in_memory(request.block_id)
+        if kept is not None and _meets(kept.holes, request):
             if time.monotonic() - kept.sealed < HOLE_S:
-                return Failed(self._hole_error(request)), None
+                return Failed(self._hole_error(request))
             # The file may be back as it was: fetch the block anew.
-            del self._kept[request.block_id]
-            self._reserved_bytes -= len(kept.view)
+            self._tiers.drop(request.block_id)
             kept = None
         if kept is not None:
             self._counters.hits += 1
-            return (kept if request.whole else kept.view[request.offset : stop]), None
+            return kept if request.whole else kept.view[request.offset : request.offset + request.length]
+        return None if self._tiers.on_disk(request.block_id) else self._begin_flight(request)
+
+    def _begin_flight(self, request: Fetch) -> Flight:
         flight = self._flights.get(request.block_id)
         if flight is None:
             flight = self._flights[request.block_id] = Flight(BlockPlan.unpack(request.packed_plan))
@@ -203,21 +171,49 @@ class BlockStore:
         if new:
             self._work.notify(len(new))
         flight.waiters += 1
-        return b"", flight
+        return flight
+
+    def _finish(self, request: Fetch, step: Answer | Flight | None, deadline: float) -> Answer:
+        """Read from disk or wait for the source, where ``_begin`` could not answer."""
+        answer = self._read_stored(request) if step is None else step
+        with self._lock:
+            if answer is None:
+                answer = self._begin(request)
+                answer = self._begin_flight(request) if answer is None else answer
+            elif step is None and not isinstance(answer, Failed):
+                self._counters.hits += 1
+            return self._await(request, answer, deadline) if isinstance(answer, Flight) else answer
+
+    def _read_stored(self, request: Fetch) -> Answer | None:
+        """From a disk, or None when it has not got the block after all."""
+        stored = self._tiers.find_stored(request.block_id)
+        if stored is None:
+            return None
+        if _meets(stored.block.header.holes, request):
+            if time.monotonic() - stored.block.since < HOLE_S:
+                with self._lock:
+                    return Failed(self._hole_error(request))
+            self._tiers.drop(request.block_id)
+            return None
+        return self._tiers.read(stored, request.offset, request.length, whole=request.whole)
 
     def _fill(self, flight: Flight) -> bool:
-        """Turn a probe into a fill; False when it does not fit into the quota."""
-        size_bytes = flight.plan.size_bytes
-        if self._reserved_bytes + size_bytes > self.quota_bytes:
-            return False
+        """Turn a probe into a fill; False when no tier has room for it."""
         if self._filling >= FILLS_MAX:
             return True  # the next touch tries again
-        self._reserved_bytes += size_bytes
+        plan = flight.plan
+        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.dataset)
+        if flight.claim is None:
+            return False
         self._filling += 1
-        flight.filling = True
         self._probe_bytes -= flight.fetched_bytes
-        self._fills.append(flight)
-        self._work.notify_all()
+        if flight.is_complete:  # its parts came one by one while it was a probe
+            flight.sealing = True
+            self._complete.append(flight)
+            self._seals.notify()
+        else:
+            self._fills.append(flight)
+            self._work.notify_all()
         return True
 
     def _await(self, request: Fetch, flight: Flight, deadline: float) -> Answer:
@@ -245,11 +241,7 @@ class BlockStore:
                         return
                     self._work.wait()
                     job = self._next_job()
-            flight, number = job
-            if number == _SEAL:
-                self._seal(flight)
-            else:
-                self._fetch_part(flight, number)
+            self._fetch_part(*job)
 
     def _next_job(self) -> tuple[Flight, int] | None:
         """Demands first, then the fill that has been waiting longest."""
@@ -263,11 +255,6 @@ class BlockStore:
             if part is not None:
                 return flight, part
             self._fills.popleft()
-            if (
-                flight.is_complete and not flight.sealing
-            ):  # its parts came one by one while it was a probe: nothing left but to seal it
-                flight.sealing = True
-                return flight, _SEAL
         return None
 
     def _fetch_part(self, flight: Flight, number: int) -> None:
@@ -293,44 +280,55 @@ class BlockStore:
                 self._counters.changed += isinstance(error, Changed)
                 flight.failed(number, error)
             self._arrival.notify_all()
-            done = flight.filling and flight.is_complete and not flight.sealing
-            flight.sealing = flight.sealing or done
-            if not done and error is not None and flight.filling and not isinstance(error, Changed):
+            if not flight.filling or flight.sealing:
+                return
+            if flight.is_complete:
+                flight.sealing = True
+                self._complete.append(flight)
+                self._seals.notify()
+            elif error is not None and not isinstance(error, Changed):
                 self._give_up(flight)
-        if done:
-            self._seal(flight)
 
     def _give_up(self, flight: Flight) -> None:
         """The source failed in the middle of a fill: fetch no more of it than readers ask for."""
         self._counters.not_kept += 1
+        if flight.claim is not None:
+            self._tiers.cancel(flight.claim)
         self._end_fill(flight)
-        self._reserved_bytes -= flight.plan.size_bytes
         self._probe_bytes += flight.fetched_bytes
 
     def _end_fill(self, flight: Flight) -> None:
-        flight.filling = False
+        flight.claim = None
         self._filling -= 1
         self._arrival.notify_all()
         if flight in self._fills:
             self._fills.remove(flight)
 
+    def _seal_loop(self) -> None:
+        while True:
+            with self._lock:
+                while not self._complete and not self._stopping:
+                    self._seals.wait()
+                if self._stopping:
+                    return
+                flight = self._complete.popleft()
+            self._seal(flight)
+
     def _seal(self, flight: Flight) -> None:
-        kept: Kept | None = None
         with self._lock:
-            holes = flight.holes() if flight.can_be_kept else None
-        if holes is not None:
+            claim, holes = flight.claim, flight.holes() if flight.can_be_kept else None
+        kept = False
+        if claim is not None and holes is not None:
             try:
-                handle, view = self._memory.put(flight.assemble())
-                kept = Kept(handle, view, holes, flight.plan.dataset, time.monotonic())
-            except BaseException:  # noqa: BLE001 - no room, or no answer: not kept, and this fetcher must live on
-                kept = None
+                kept = self._tiers.keep(claim, flight.assemble(), holes)
+            except BaseException:  # noqa: BLE001 - no room, or no answer: not kept, and this thread must live on
+                kept = False
         with self._lock:
             flight.sealing = False
-            if kept is None:
+            if not kept:
                 self._give_up(flight)
                 return
             self._end_fill(flight)
-            self._kept[flight.plan.block_id] = kept
             self._flights.pop(flight.plan.block_id, None)
 
     def _trim_probes(self) -> None:
@@ -349,6 +347,11 @@ class BlockStore:
         path = next(part.path for part in plan.parts if request.offset < _end(part) and part.block_offset < stop)
         self._counters.changed += 1
         return Changed(f"{plan.dataset}: {path} changed since it was listed; refresh its directory")
+
+
+def _meets(holes: Sequence[tuple[int, int]], request: Fetch) -> bool:
+    """Whether a read wants bytes of a hole."""
+    return any(start < request.offset + request.length and request.offset < stop for start, stop in holes)
 
 
 def _end(part: Part) -> int:

@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 from raycache.core.values import BlockPlan, Buffer
 from raycache.errors import Changed
+from raycache.store.tiers import Claim
 
 
 class _Part(Enum):
@@ -22,7 +23,7 @@ class Flight:
     """Progress of one block.
 
     plan          what the block is made of
-    filling       the whole block is wanted and its bytes are reserved
+    claim         the bytes that are reserved for it, once the whole block is wanted
     sealing       one fetcher is turning the parts into a block
     waiters       readers that wait for a part
     fetched_bytes bytes that have arrived, held here until the block is sealed
@@ -30,7 +31,7 @@ class Flight:
 
     def __init__(self, plan: BlockPlan) -> None:
         self.plan = plan
-        self.filling = False
+        self.claim: Claim | None = None
         self.sealing = False
         self.waiters = 0
         self.fetched_bytes = 0
@@ -39,6 +40,11 @@ class Flight:
         self._data: dict[int, Buffer] = {}
         self._errors: dict[int, Exception] = {}
         self._next_fill = 0
+
+    @property
+    def filling(self) -> bool:
+        """Whether the whole block is wanted."""
+        return self.claim is not None
 
     def covering(self, offset: int, length: int) -> range:
         """Numbers of the parts that a range touches."""

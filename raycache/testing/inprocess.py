@@ -20,7 +20,8 @@ from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Se
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
-from raycache.store.blocks import BlockStore, Kept
+from raycache.store.blocks import BlockStore
+from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import Sources
 
@@ -182,7 +183,7 @@ class InProcessCache:
         self.sources = Sources(self.metadata.access, limits)
 
         def make() -> BlockStore:
-            store = BlockStore(self.memory, self.sources, quota_bytes, fetchers)
+            store = BlockStore(Tiers(self.memory, quota_bytes), self.sources, fetchers)
             store.start()
             return store
 

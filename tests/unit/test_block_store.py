@@ -10,6 +10,7 @@ import pytest
 from raycache.core.values import BlockPlan, Failed, Fetch, Part
 from raycache.errors import Changed, SourceUnavailable
 from raycache.store.blocks import BlockStore
+from raycache.store.tiers import Tiers
 from raycache.testing.inprocess import PlainMemory
 
 PLAN = BlockPlan(b"block", "data", 300, tuple(Part(f"f{n}", "v", 0, 100 * n, 100) for n in range(3)))
@@ -39,7 +40,7 @@ def source() -> Source:
 
 @pytest.fixture
 def store(source: Source) -> Any:
-    store = BlockStore(PlainMemory(), source, 1000, 2)  # type: ignore[arg-type]
+    store = BlockStore(Tiers(PlainMemory(), 1000), source, 2)  # type: ignore[arg-type]
     store.start()
     yield store
     store.check()

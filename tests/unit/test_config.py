@@ -120,10 +120,10 @@ def test_file_that_is_no_toml(file, content):
         load_settings()
 
 
-@pytest.mark.parametrize("content", ["blok_bytes = 5", "[tiers]\nssd = 1"])
+@pytest.mark.parametrize("content", ["blok_bytes = 5", "[tier]\nssd = 1"])
 def test_misspelt_setting_in_the_file(file, content):
     file.write_text(content)
-    with pytest.raises(InvalidInput, match=f"{file}: no setting named (blok_bytes|tiers); there are address, backup_e"):
+    with pytest.raises(InvalidInput, match=f"{file}: no setting named (blok_bytes|tier); there are address, backup_e"):
         load_settings()
 
 
@@ -167,6 +167,7 @@ def test_settings_are_values():
     settings = load_settings(block_bytes="1MiB", state_dir="~/x")
     assert settings.state_dir == Path("~/x").expanduser()
     assert pickle.loads(pickle.dumps(settings)) == settings
+    assert load_settings(**settings.model_dump(mode="json")) == settings, "a gateway gets them as JSON"
     with pytest.raises(ValueError, match="frozen"):
         settings.block_bytes = 5
 
@@ -175,3 +176,30 @@ def test_unpickled_settings_ignore_the_environment_of_the_other_process(monkeypa
     packed = pickle.dumps(load_settings())
     monkeypatch.setenv("RAYCACHE_NAMESPACE", "other")
     assert pickle.loads(packed).namespace == "raycache"
+
+
+def test_tiers_as_a_list_and_from_the_environment(monkeypatch):
+    listed = load_settings(tiers=["/nvme/a:b:500GB", "/hdd:2TB"]).tiers
+    assert [(str(tier.directory), tier.quota_bytes) for tier in listed] == [
+        ("/nvme/a:b", 500 * 10**9),
+        ("/hdd", 2 * 10**12),
+    ]
+    monkeypatch.setenv("RAYCACHE_TIERS", "/nvme/a:b:500GB, /hdd:2TB")
+    settings = load_settings()
+    assert settings.tiers == listed
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    monkeypatch.setenv("RAYCACHE_TIERS", "")
+    assert load_settings().tiers == ()
+
+
+@pytest.mark.parametrize(
+    "tiers", ["/nvme", "/nvme:", ":5GB", "/nvme:5XB", "relative:5GB", ["/a:1GB", "/a:2GB"], [5], {"a": 1}]
+)
+def test_tiers_that_cannot_be_meant(tiers):
+    with pytest.raises(InvalidInput, match="tiers"):
+        load_settings(tiers=tiers)
+
+
+def test_eviction_is_one_of_three():
+    with pytest.raises(InvalidInput, match="eviction"):
+        load_settings(eviction="random")

@@ -1,0 +1,342 @@
+"""A directory of block files under a quota: the disk tier. Found again by whoever opens it next.
+
+Responsible for: the files, their accounting, what to do when the disk lies, is full or fails. Not responsible for: the
+format (``blockfile``), the order of tiers (``tiers``).
+
+* A block is written to a temporary name beside its own, synced, renamed, and its directory synced.
+* At start names and sizes are read, headers when a block is first touched. Files that are not ours are left alone.
+* Bytes are read with ``pread``, not mapped: a disk that fails is then an error, where a map would kill the process.
+  Each read is checked against the checksums; a block that fails is dropped, counted, and reads as a miss.
+* An error that is the directory's (EIO, EROFS ...) takes it out of service until the next start; a full disk only makes
+  it refuse blocks for a while.
+
+One process at a time: a lock file, which the kernel lets go of when its holder dies, however it dies. So no identity of
+a node or host is needed, which a restart might change.
+
+Threading: safe; one lock for the books, files are used outside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from raycache.config import Eviction, Tier
+from raycache.core.eviction import Policy, make_policy
+from raycache.core.values import Buffer
+from raycache.store import blockfile
+from raycache.store.blockfile import BadFile, Header, Hole
+from raycache.store.fileops import FileOps, medium
+from raycache.store.ledger import Ledger, Reservation
+
+LOCK_WAIT_S = 5.0
+"""How long to wait for the lock: a worker that was killed holds it until the kernel has taken it apart."""
+FULL_PAUSE_S = 30.0
+"""How long a disk that was full is asked for nothing."""
+OPEN_FILES = 128
+_NAME = re.compile(r"[0-9a-f]{2,128}")
+_TEMPORARY = ".writing"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of this process, not of the directory."""
+_log = logging.getLogger("raycache.store")
+
+
+@dataclass(eq=False)
+class OpenBlock:
+    """A block file that is open. The descriptor is closed with the last reference: a reader's outlives the file."""
+
+    fd: int
+    header: Header
+    since: float
+    """When its header was read, on the monotonic clock: holes are believed from then on."""
+    files: FileOps
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Bytes that were checked. Raises BadFile, OSError."""
+        start, stop = self.header.chunks(offset, length)
+        data = self.files.pread(self.fd, stop - start, self.header.header_bytes + start)
+        if len(data) < stop - start:
+            raise BadFile("it was cut short")
+        self.header.check(start, data)
+        return memoryview(data)[offset - start : offset - start + length]
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass
+class Figures:
+    """What happened in a directory since it was opened."""
+
+    hits: int = 0
+    corrupt: int = 0
+    """Blocks dropped because their bytes were not those that were written."""
+    torn: int = 0
+    """Files that were no whole block: dropped."""
+    refused: int = 0
+    """Blocks not written: the disk was full before the quota was."""
+    foreign: int = 0
+    """Files found at start that are not ours: left alone and not counted in the quota."""
+    evicted: int = 0
+
+
+class Directory:
+    """See the module. ``open`` before use, ``close`` after."""
+
+    def __init__(
+        self,
+        path: Path,
+        quota_bytes: int,
+        policy: Policy,
+        files: FileOps | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = path
+        self._files = files or FileOps()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ledger = Ledger(quota_bytes, policy)
+        self._open: OrderedDict[bytes, OpenBlock] = OrderedDict()
+        self._figures = Figures()
+        self._lock_fd: int | None = None
+        self._medium: str | None = None
+        self._full_until = 0.0
+        self._out_of_service: str | None = "not opened"
+
+    def open(self, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        """Take the directory and read what is in it. One that cannot be used is out of service, and says why."""
+        self._out_of_service = None
+        try:
+            self._files.make_private(self.path)
+            self._lock_fd = self._files.take_lock(self.path / "lock", lock_wait_s)
+            self._medium = medium(self.path)
+            self._scan()
+        except OSError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        """Let go of the lock; the files stay."""
+        with self._lock:
+            self._open.clear()
+            self._out_of_service = self._out_of_service or "closed"
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+    def __contains__(self, block_id: bytes) -> bool:
+        with self._lock:
+            return block_id in self._ledger
+
+    def reserve(self, block_id: bytes, size_bytes: int, dataset: str) -> Reservation | None:
+        """Bytes for the file of a block, or None when it is not to come here."""
+        with self._lock:
+            if self._out_of_service or self._clock() < self._full_until:
+                return None
+            return self._ledger.reserve(block_id, blockfile.file_bytes(size_bytes, dataset))
+
+    def cancel(self, reservation: Reservation) -> None:
+        """The block does not come."""
+        with self._lock:
+            self._ledger.cancel(reservation)
+
+    def write(self, reservation: Reservation, dataset: str, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> bool:
+        """Make the file, its victims gone before. False when it could not be: then ``cancel`` the reservation."""
+        block_id = reservation.block_id
+        path = self._path(block_id)
+        temporary = path.with_name(path.name + _TEMPORARY)
+        try:
+            header = blockfile.encode(block_id, dataset, block, holes)
+            if not all(self.drop(victim) for victim in reservation.victims):
+                return False
+            self._files.make_private(path.parent)
+            try:
+                self._files.write_synced(temporary, header, block)
+                self._files.publish(temporary, path)
+            except OSError:
+                self._files.remove(temporary)
+                raise
+        except (BadFile, OSError) as error:
+            self._fail(error)
+            return False
+        with self._lock:
+            if self._out_of_service:
+                return False
+            self._figures.evicted += len(reservation.victims)
+            self._ledger.commit(reservation)
+        return True
+
+    def find(self, block_id: bytes) -> OpenBlock | None:
+        """A block that is here and whole as far as its header says. Reads the header when it is not open yet."""
+        with self._lock:
+            if self._out_of_service or block_id not in self._ledger:
+                return None
+            self._ledger.touch(block_id)
+            block = self._open.get(block_id)
+            if block is not None:
+                self._open.move_to_end(block_id)
+                return block
+        block = self._open_file(block_id)
+        with self._lock:
+            if block is None or block_id not in self._ledger:
+                return None
+            self._open[block_id] = block
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return block
+
+    def read(self, block: OpenBlock, offset: int, length: int) -> memoryview | None:
+        """Checked bytes, or None when they are not what was written, or cannot be read: the block is then gone."""
+        try:
+            data = block.read(offset, length)
+        except BadFile as error:
+            with self._lock:
+                self._figures.corrupt += 1
+            self._discard(block.header.block_id, error)
+            return None
+        except OSError as error:
+            self._fail(error)
+            return None
+        with self._lock:
+            self._figures.hits += 1
+        return data
+
+    def drop(self, block_id: bytes) -> bool:
+        """Delete a block's file and give its bytes back; False when it cannot be deleted."""
+        try:
+            self._files.remove(self._path(block_id))
+        except OSError as error:
+            self._fail(error)  # its bytes are still on the disk: nothing may be written in their place
+            return False
+        self._forget(block_id)
+        return True
+
+    def set_spare(self, block_id: bytes, spare: bool) -> None:
+        """See Ledger."""
+        with self._lock:
+            self._ledger.set_spare(block_id, spare)
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``."""
+        with self._lock:
+            return {
+                "directory": str(self.path),
+                "medium": self._medium,
+                "quota_bytes": self._ledger.quota_bytes,
+                "used_bytes": self._ledger.held_bytes,
+                "blocks": len(self._ledger),
+                **self._figures.__dict__,
+                "out_of_service": self._out_of_service,
+            }
+
+    def check(self) -> None:
+        """Invariants, for tests."""
+        with self._lock:
+            self._ledger.check()
+            assert all(block_id in self._ledger for block_id in self._open)
+
+    def _scan(self) -> None:
+        found: list[tuple[float, bytes, int]] = []
+        for directory in self._files.scan(self.path):
+            if not (directory.is_dir(follow_symlinks=False) and re.fullmatch("[0-9a-f]{2}", directory.name)):
+                self._figures.foreign += directory.name != "lock"
+                continue
+            for entry in self._files.scan(Path(directory.path)):
+                if entry.name.endswith(_TEMPORARY):
+                    self._files.remove(Path(entry.path))
+                elif _is_ours(directory.name, entry.name) and entry.is_file(follow_symlinks=False):
+                    about = entry.stat(follow_symlinks=False)
+                    found.append((about.st_mtime, bytes.fromhex(entry.name), about.st_size))
+                else:
+                    self._figures.foreign += 1
+        room_bytes = self._ledger.quota_bytes
+        fitting: list[tuple[bytes, int]] = []
+        for _, block_id, size_bytes in sorted(found, reverse=True):
+            if size_bytes <= room_bytes:
+                room_bytes -= size_bytes
+                fitting.append((block_id, size_bytes))
+            else:  # the quota was larger once
+                self._files.remove(self._path(block_id))
+        for block_id, size_bytes in reversed(fitting):
+            reservation = self._ledger.reserve(block_id, size_bytes)
+            assert reservation is not None, "what fits is taken"
+            self._ledger.commit(reservation)
+
+    def _open_file(self, block_id: bytes) -> OpenBlock | None:
+        """None when it is not there, torn (then it is dropped), or the directory fails."""
+        try:
+            return self._open_checked(block_id)
+        except FileNotFoundError:
+            self._forget(block_id)
+        except BadFile as error:
+            with self._lock:
+                self._figures.torn += 1
+            self._discard(block_id, error)
+        except OSError as error:
+            self._fail(error)
+        return None
+
+    def _open_checked(self, block_id: bytes) -> OpenBlock:
+        fd, size_bytes = self._files.open_to_read(self._path(block_id))
+        try:
+            length = blockfile.header_bytes(self._files.pread(fd, blockfile.PREFIX_BYTES, 0))
+            header = blockfile.decode(self._files.pread(fd, length, 0))
+            if size_bytes != header.file_bytes or header.block_id != block_id:
+                raise BadFile(f"{size_bytes} bytes, where its header says {header.file_bytes}")
+        except BaseException:
+            os.close(fd)
+            raise
+        return OpenBlock(fd, header, self._clock(), self._files)
+
+    def _path(self, block_id: bytes) -> Path:
+        name = block_id.hex()
+        return self.path / name[:2] / name
+
+    def _forget(self, block_id: bytes) -> None:
+        with self._lock:
+            self._open.pop(block_id, None)
+            self._ledger.drop(block_id)
+
+    def _discard(self, block_id: bytes, error: BadFile) -> None:
+        _log.warning("%s: %s; it is dropped and fetched again", self._path(block_id), error)
+        self.drop(block_id)
+
+    def _fail(self, error: OSError | BadFile) -> None:
+        """Draw the consequence of an error: nothing, a pause, or the end of service."""
+        if isinstance(error, BadFile) or error.errno in _OURS:
+            _log.warning("%s: %s", self.path, error)
+            return
+        with self._lock:
+            if error.errno in _FULL:
+                self._figures.refused += 1
+                self._full_until = self._clock() + FULL_PAUSE_S
+                _log.warning("%s: %s; the quota is larger than what the disk has free", self.path, error)
+                return
+            if self._out_of_service is None:
+                self._out_of_service = f"{error.strerror or error}; see that it works, then restart the worker"
+                _log.error("%s is out of service: %s", self.path, error)
+            self._open.clear()
+            self._ledger.clear()
+
+
+def open_directories(tiers: Iterable[Tier], namespace: str, eviction: Eviction) -> list[Directory]:
+    """The directories of one worker, open: in each tier's a directory for the cache's namespace."""
+    name = "blocks-" + quote(namespace, safe="")
+    directories = [Directory(tier.directory / name, tier.quota_bytes, make_policy(eviction)) for tier in tiers]
+    for directory in directories:
+        directory.open()
+    return directories
+
+
+def _is_ours(directory: str, name: str) -> bool:
+    return len(name) % 2 == 0 and _NAME.fullmatch(name) is not None and name.startswith(directory)

@@ -1,0 +1,129 @@
+"""What the disk tier asks of the file system, in one place: tests put faults here."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from raycache.core.values import Buffer
+
+_LOCK_PAUSE_S = 0.05
+
+
+class FileOps:
+    """Each raises OSError as the system does."""
+
+    def make_private(self, path: Path) -> None:
+        """Make a directory that only we may enter. Raises PermissionError when it belongs to somebody else."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            about = path.stat(follow_symlinks=False)
+            if about.st_uid != os.geteuid():
+                raise PermissionError(errno.EACCES, "belongs to another user", str(path)) from None
+            if about.st_mode & 0o077:
+                path.chmod(0o700)
+        else:
+            self._sync_directory(path.parent)
+
+    def take_lock(self, path: Path, wait_s: float) -> int:
+        """A descriptor that holds the lock until it is closed. Raises BlockingIOError when another holds it."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    raise BlockingIOError(
+                        errno.EAGAIN, "another worker uses it: give each its own directory", str(path)
+                    ) from None
+                time.sleep(_LOCK_PAUSE_S)
+            except BaseException:
+                os.close(fd)
+                raise
+            else:
+                return fd
+
+    def scan(self, path: Path) -> Iterator[os.DirEntry[str]]:
+        """Entries of a directory."""
+        with os.scandir(path) as entries:
+            yield from entries
+
+    def open_to_read(self, path: Path) -> tuple[int, int]:
+        """A descriptor, and the length of the file."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return fd, os.fstat(fd).st_size
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def pread(self, fd: int, length: int, offset: int) -> bytearray:
+        """Bytes of a file, fewer only at its end."""
+        data = bytearray(length)
+        view = memoryview(data)
+        done = 0
+        while done < length:
+            count = os.preadv(fd, [view[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        view.release()
+        del data[done:]
+        return data
+
+    def write_synced(self, path: Path, *parts: Buffer | bytearray) -> None:
+        """Write a file anew, and return when it is on the disk."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[self.write(fd, view) :]
+            self.sync(fd)
+        finally:
+            os.close(fd)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Write some bytes; returns how many."""
+        return os.write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        """Wait until a file or directory is on the disk."""
+        os.fsync(fd)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        """Give a file its name, and return when the name is on the disk."""
+        os.replace(temporary, path)
+        self._sync_directory(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def _sync_directory(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sync(fd)
+        finally:
+            os.close(fd)
+
+
+def medium(path: Path) -> str | None:
+    """``ssd`` or ``hdd`` as the kernel says of the disk under a path; None where it says nothing."""
+    with suppress(OSError):
+        device = os.stat(path).st_dev
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+        for directory in (block, block.parent):  # a partition has its queue in its disk
+            with suppress(OSError):
+                return "hdd" if (directory / "queue" / "rotational").read_text().strip() == "1" else "ssd"
+    return None

@@ -1,0 +1,242 @@
+"""Where the blocks of one worker lie: memory first, then directories in their order.
+
+* A block that was filled goes to memory; when the policy has no room there, to the first directory that has.
+* A block that the policy takes out of memory goes down to a directory, or is gone when none has room for it.
+* A block read from a directory comes up again while memory has free bytes. The copy below stays, as the first to go
+  when bytes are needed: a worker that is killed has lost nothing by it, and going down again is free.
+
+Threading: safe; one lock for the books of the memory, blocks are copied and written outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from raycache.config import Eviction
+from raycache.core.eviction import make_policy
+from raycache.core.values import Buffer
+from raycache.errors import Unavailable
+from raycache.store.blockfile import Hole
+from raycache.store.directory import Directory, OpenBlock
+from raycache.store.ledger import Ledger, Reservation
+
+
+class BlockMemory(Protocol):
+    """Where sealed blocks lie: plasma in a worker, plain memory in tests."""
+
+    def put(self, block: bytearray) -> tuple[Any, memoryview]:
+        """Keep a block until the returned handle is dropped. Raises Unavailable when there is no room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A sealed block in memory. Dropping the last reference to ``handle`` frees it."""
+
+    handle: Any
+    view: memoryview
+    holes: tuple[Hole, ...]
+    dataset: str
+    sealed: float
+    """When, on the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A block in a directory."""
+
+    directory: Directory
+    block: OpenBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Bytes reserved for a block: in memory, or in a directory."""
+
+    reservation: Reservation
+    directory: Directory | None
+    dataset: str
+
+
+class Tiers:
+    """See the module."""
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        quota_bytes: int,
+        directories: Sequence[Directory] = (),
+        eviction: Eviction = "keep",
+    ) -> None:
+        """``directories`` are open; ``close`` closes them. ``quota_bytes``: of the memory."""
+        self._memory = memory
+        self._directories = tuple(directories)
+        self._lock = threading.Lock()
+        self._ledger = Ledger(quota_bytes, make_policy(eviction))
+        self._kept: dict[bytes, Kept] = {}
+        self._hits = 0
+
+    def close(self) -> None:
+        """Let go of the directories; their blocks stay."""
+        for directory in self._directories:
+            directory.close()
+
+    def __contains__(self, block_id: bytes) -> bool:
+        with self._lock:
+            kept = block_id in self._kept
+        return kept or any(block_id in directory for directory in self._directories)
+
+    def in_memory(self, block_id: bytes) -> Kept | None:
+        """A block that is in memory. Quick."""
+        with self._lock:
+            kept = self._kept.get(block_id)
+            if kept is not None:
+                self._hits += 1
+                self._ledger.touch(block_id)
+            return kept
+
+    def on_disk(self, block_id: bytes) -> bool:
+        """Whether a directory has the block, as far as is known without looking. Quick."""
+        return any(block_id in directory for directory in self._directories)
+
+    def find_stored(self, block_id: bytes) -> Stored | None:
+        """A block in a directory. May read its header."""
+        for directory in self._directories:
+            block = directory.find(block_id)
+            if block is not None:
+                return Stored(directory, block)
+        return None
+
+    def read(self, stored: Stored, offset: int, length: int, *, whole: bool) -> Kept | Buffer | None:
+        """The block, brought up where it is wanted whole and memory has free bytes, else the bytes of a range.
+
+        None when the directory failed or the bytes were not those that were written.
+        """
+        header = stored.block.header
+        reservation = None
+        if whole:
+            with self._lock:
+                reservation = self._ledger.reserve(header.block_id, header.size_bytes, evict=False)
+        if reservation is None:
+            return stored.directory.read(stored.block, offset, length)
+        kept = None
+        try:
+            data = stored.directory.read(stored.block, 0, header.size_bytes)
+            if data is None:
+                return None
+            try:
+                kept = self._put(bytearray(data), header.holes, header.dataset)
+            except Unavailable:
+                return data[offset : offset + length]
+        finally:
+            self._settle(reservation, kept)
+        stored.directory.set_spare(header.block_id, True)
+        return kept
+
+    def reserve(self, block_id: bytes, size_bytes: int, dataset: str) -> Claim | None:
+        """Bytes for a block that is to be filled, in the first tier that has them. ``keep`` it, or ``cancel``."""
+        with self._lock:
+            reservation = self._ledger.reserve(block_id, size_bytes)
+        if reservation is not None:
+            return Claim(reservation, None, dataset)
+        for directory in self._directories:
+            reservation = directory.reserve(block_id, size_bytes, dataset)
+            if reservation is not None:
+                return Claim(reservation, directory, dataset)
+        return None
+
+    def keep(self, claim: Claim, block: bytearray, holes: tuple[Hole, ...]) -> bool:
+        """Put a block where its bytes are reserved. False, or whatever the memory raises: then ``cancel``."""
+        reservation = claim.reservation
+        if claim.directory is not None:
+            return claim.directory.write(reservation, claim.dataset, block, holes)
+        for victim in reservation.victims:
+            self._demote(victim)
+        kept = self._put(block, holes, claim.dataset)
+        self._settle(reservation, kept)
+        return True
+
+    def cancel(self, claim: Claim) -> None:
+        """The block does not come."""
+        if claim.directory is None:
+            self._settle(claim.reservation, None)
+        else:
+            claim.directory.cancel(claim.reservation)
+
+    def drop(self, block_id: bytes) -> None:
+        """Forget a block wherever it is."""
+        self._drop_from_memory(block_id)
+        for directory in self._directories:
+            if block_id in directory:
+                directory.drop(block_id)
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``; ``datasets`` are bytes in memory."""
+        with self._lock:
+            datasets: dict[str, int] = {}
+            for kept in self._kept.values():
+                datasets[kept.dataset] = datasets.get(kept.dataset, 0) + len(kept.view)
+            memory = {
+                "directory": None,
+                "medium": "memory",
+                "quota_bytes": self._ledger.quota_bytes,
+                "used_bytes": self._ledger.held_bytes,
+                "blocks": len(self._kept),
+                "hits": self._hits,
+                "corrupt": 0,
+                "out_of_service": None,
+            }
+        return {
+            "mem_bytes": memory["used_bytes"],
+            "mem_quota_bytes": memory["quota_bytes"],
+            "blocks": memory["blocks"],
+            "datasets": datasets,
+            "tiers": [memory, *(directory.status() for directory in self._directories)],
+        }
+
+    def check(self) -> None:
+        """Invariants, for tests: bytes held and reserved are what they should be, and within each quota."""
+        with self._lock:
+            self._ledger.check()
+            assert self._ledger.held_bytes == sum(len(kept.view) for kept in self._kept.values())
+        for directory in self._directories:
+            directory.check()
+
+    def _put(self, block: bytearray, holes: tuple[Hole, ...], dataset: str) -> Kept:
+        handle, view = self._memory.put(block)
+        return Kept(handle, view, holes, dataset, time.monotonic())
+
+    def _settle(self, reservation: Reservation, kept: Kept | None) -> None:
+        with self._lock:
+            if kept is None:
+                self._ledger.cancel(reservation)
+            else:
+                self._ledger.commit(reservation)
+                self._kept[reservation.block_id] = kept
+
+    def _demote(self, block_id: bytes) -> None:
+        """Take a block out of memory, once it is in a directory or none has room for it."""
+        with self._lock:
+            kept = self._kept.get(block_id)
+        if kept is not None and not self.on_disk(block_id):
+            self._write_down(block_id, kept)
+        self._drop_from_memory(block_id)
+
+    def _write_down(self, block_id: bytes, kept: Kept) -> None:
+        for directory in self._directories:
+            reservation = directory.reserve(block_id, len(kept.view), kept.dataset)
+            if reservation is not None:
+                if directory.write(reservation, kept.dataset, kept.view, kept.holes):
+                    return
+                directory.cancel(reservation)
+
+    def _drop_from_memory(self, block_id: bytes) -> None:
+        with self._lock:
+            if self._kept.pop(block_id, None) is not None:
+                self._ledger.drop(block_id)
+        for directory in self._directories:
+            directory.set_spare(block_id, False)

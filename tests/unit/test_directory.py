@@ -1,0 +1,256 @@
+"""A directory of block files: found again, checked, within its quota, and what it does when the disk fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycache.core.eviction import make_policy
+from raycache.store import blockfile
+from raycache.store.blockfile import BadFile
+from raycache.store.directory import FULL_PAUSE_S, Directory
+from raycache.store.fileops import FileOps
+
+SIZE = 300_000
+FILE = blockfile.file_bytes(SIZE, "data")
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def body(number: int) -> bytes:
+    return random.Random(number).randbytes(SIZE)
+
+
+class FaultyFiles(FileOps):
+    """The real file system, with errors where ``fail`` says; watches that the quota holds at every write."""
+
+    def __init__(self) -> None:
+        self.fail: dict[str, int] = {}
+        self.root: Path | None = None
+        self.most_bytes = 0
+
+    def _maybe(self, verb: str) -> None:
+        if number := self.fail.get(verb):
+            raise OSError(number, os.strerror(number))
+
+    def write(self, fd: int, data: memoryview) -> int:
+        self._maybe("write")
+        done = super().write(fd, data[:70_000])
+        if self.root is not None:
+            used = sum(path.stat().st_size for path in self.root.glob("??/*"))
+            self.most_bytes = max(self.most_bytes, used)
+        return done
+
+    def pread(self, fd: int, length: int, offset: int) -> bytearray:
+        self._maybe("pread")
+        return super().pread(fd, length, offset)
+
+    def sync(self, fd: int) -> None:
+        self._maybe("sync")
+        super().sync(fd)
+
+    def remove(self, path: Path) -> None:
+        self._maybe("remove")
+        super().remove(path)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(path: Path, blocks: float = 3, eviction: Any = "keep", **more: Any) -> Directory:
+    directory = Directory(path, int(blocks * FILE), make_policy(eviction), **more)
+    directory.open(lock_wait_s=0)
+    return directory
+
+
+def write(directory: Directory, number: int, holes: tuple[tuple[int, int], ...] = ()) -> bool:
+    reservation = directory.reserve(key(number), SIZE, "data")
+    if reservation is None:
+        return False
+    if directory.write(reservation, "data", body(number), holes):
+        return True
+    directory.cancel(reservation)
+    return False
+
+
+def read(directory: Directory, number: int, offset: int = 0, length: int = SIZE) -> bytes | None:
+    block = directory.find(key(number))
+    data = block and directory.read(block, offset, length)
+    directory.check()
+    return None if data is None else bytes(data)
+
+
+def block_path(directory: Directory, number: int) -> Path:
+    return directory.path / "00" / key(number).hex()
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_blocks_are_found_again_and_checked(tmp_path: Path) -> None:
+    first = make(tmp_path / "blocks")
+    assert write(first, 1, holes=((10, 20),))
+    assert write(first, 2)
+    first.close()
+    assert (tmp_path / "blocks").stat().st_mode & 0o777 == 0o700
+    again = make(tmp_path / "blocks")
+    assert read(again, 1, 65_000, 2_000) == body(1)[65_000:67_000]
+    assert read(again, 2) == body(2)
+    block = again.find(key(1))
+    assert block is not None
+    assert (block.header.holes, block.header.dataset) == (((10, 20),), "data")
+    assert again.status()["used_bytes"] == sum(path.stat().st_size for path in again.path.glob("??/*")) == 2 * FILE
+
+
+def test_nothing_is_read_at_start_and_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    assert write(first, 1)
+    first.close()
+    (tmp_path / "00" / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "00" / (key(2).hex() + ".writing")).write_bytes(b"half")
+    files = FaultyFiles()
+    files.fail["pread"] = errno.EIO
+    again = make(tmp_path, files=files)
+    status = again.status()
+    assert (status["blocks"], status["foreign"], status["out_of_service"]) == (1, 2, None)
+    assert sorted(path.name for path in (tmp_path / "00").iterdir()) == [key(1).hex(), "notes.txt"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 5_000, FILE - 1])
+def test_torn_files_are_dropped_when_touched(tmp_path: Path, keep: int) -> None:
+    first = make(tmp_path)
+    assert write(first, 1)
+    first.close()
+    os.truncate(block_path(first, 1), keep)
+    again = make(tmp_path)
+    assert again.status()["blocks"] == 1
+    assert read(again, 1) is None
+    assert (again.status()["torn"], again.status()["blocks"], again.status()["used_bytes"]) == (1, 0, 0)
+    assert not block_path(again, 1).exists()
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_flipped_bytes_are_found_and_the_block_is_dropped(tmp_path: Path, opened: bool) -> None:
+    directory = make(tmp_path)
+    assert write(directory, 1)
+    if opened:
+        assert read(directory, 1) == body(1)
+    flip(block_path(directory, 1), FILE - SIZE + 200_000)
+    assert read(directory, 1, 0, 1000) == body(1)[:1000], "the other chunks are good"
+    assert read(directory, 1, 199_000, 2_000) is None
+    assert directory.status()["corrupt"] == 1
+    assert not block_path(directory, 1).exists()
+    assert write(directory, 1)
+    assert read(directory, 1) == body(1)
+
+
+@pytest.mark.parametrize("at", [0, 9, 13, 17, 30, 100, -1])
+def test_flipped_bytes_of_a_header_are_found(at: int) -> None:
+    header = bytearray(blockfile.encode(key(1), "data", body(1), ()))
+    assert blockfile.decode(header).file_bytes == FILE
+    header[at if at >= 0 else len(header.rstrip(b"\0")) - 1] ^= 1  # the last one is of a checksum
+    with pytest.raises(BadFile):
+        blockfile.decode(header)
+
+
+def test_a_header_has_its_length_whatever_the_holes() -> None:
+    holes = tuple((10**11 + 2 * n, 10**11 + 2 * n + 1) for n in range(blockfile.HOLES_MAX))
+    for dataset in ("d", "ä" * 50, 'quoted"\n'):
+        header = blockfile.encode(b"i" * 64, dataset, body(1), holes)
+        assert len(header) + SIZE == blockfile.file_bytes(SIZE, dataset)
+        assert (blockfile.decode(header).holes, blockfile.decode(header).dataset) == (holes, dataset)
+    with pytest.raises(BadFile, match="gone from the source"):
+        blockfile.encode(key(1), "data", body(1), (*holes, (0, 1)))
+
+
+@pytest.mark.parametrize("eviction", ["keep", "lru", "sieve"])
+def test_files_are_never_over_the_quota(tmp_path: Path, eviction: str) -> None:
+    files = FaultyFiles()
+    files.root = tmp_path
+    directory = make(tmp_path, 3.5, eviction, files=files)
+    made = [write(directory, number) for number in range(8)]
+    directory.check()
+    assert 3 * FILE <= files.most_bytes <= 3.5 * FILE
+    assert made == ([True] * 3 + [False] * 5 if eviction == "keep" else [True] * 8)
+    assert len(list(tmp_path.glob("??/*"))) == 3
+    directory.close()
+    smaller = make(tmp_path, 2)
+    assert smaller.status()["blocks"] == len(list(tmp_path.glob("??/*"))) == 2
+
+
+def test_a_full_disk_refuses_blocks_for_a_while(tmp_path: Path) -> None:
+    files, clock = FaultyFiles(), Clock()
+    directory = make(tmp_path, files=files, clock=clock)
+    assert write(directory, 1)
+    files.fail["write"] = errno.ENOSPC
+    assert not write(directory, 2)
+    files.fail.clear()
+    assert not write(directory, 2)
+    assert (directory.status()["refused"], directory.status()["out_of_service"]) == (1, None)
+    assert read(directory, 1) == body(1)
+    assert [path.name for path in (tmp_path / "00").iterdir()] == [key(1).hex()], "nothing half-written stays"
+    clock.now += FULL_PAUSE_S
+    assert write(directory, 2)
+    directory.check()
+
+
+@pytest.mark.parametrize(("verb", "number"), [("sync", errno.EIO), ("write", errno.EROFS), ("pread", errno.EIO)])
+def test_a_directory_that_fails_is_out_of_service(tmp_path: Path, verb: str, number: int) -> None:
+    files = FaultyFiles()
+    directory = make(tmp_path, files=files)
+    assert write(directory, 1)
+    files.fail[verb] = number
+    assert (read(directory, 1) if verb == "pread" else write(directory, 2) or None) is None
+    assert os.strerror(number) in directory.status()["out_of_service"]
+    files.fail.clear()
+    assert read(directory, 1) is None
+    assert not write(directory, 3)
+    directory.check()
+    directory.close()
+    assert read(make(tmp_path), 1) == body(1), "what it held is there again after a restart"
+
+
+def test_a_victim_that_cannot_be_deleted_is_not_written_over(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    directory = make(tmp_path, 1, "lru", files=files)
+    assert write(directory, 1)
+    files.fail["remove"] = errno.EIO
+    assert not write(directory, 2)
+    assert [path.name for path in (tmp_path / "00").iterdir()] == [key(1).hex()]
+
+
+def test_one_worker_at_a_time(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    assert write(first, 1)
+    second = make(tmp_path)
+    assert "another worker uses it" in second.status()["out_of_service"]
+    assert not write(second, 2)
+    first.close()
+    assert read(make(tmp_path), 1) == body(1)
+
+
+def test_a_process_out_of_descriptors_does_not_blame_the_directory(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    directory = make(tmp_path, files=files)
+    assert write(directory, 1)
+    files.fail["pread"] = errno.EMFILE
+    assert read(directory, 1) is None
+    files.fail.clear()
+    assert read(directory, 1) == body(1)
