@@ -87,6 +87,7 @@ def kill_master(cache: Any) -> int:
     return pid
 
 
+@pytest.mark.timeout(180 + FILES // 1000)  # to make and to delete a million files takes minutes by itself
 def test_a_large_tree_survives_find_a_refresh_and_the_masters_death(
     tree: tuple[Path, Tree], cache: Any, mountpoint: Path
 ) -> None:
