@@ -66,7 +66,7 @@ def look(mountpoint: Path) -> tuple[set[str], list[str]]:
     """What ``find`` shows, in another process, and what it complains of."""
     command = ["find", str(mountpoint), "-type", "f", "-printf", "%P %s\n"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=FIND_S)
-    assert bool(done.returncode) == bool(done.stderr)
+    assert (done.returncode != 0) == (done.stderr != "")
     return set(done.stdout.splitlines()), done.stderr.splitlines()
 
 
@@ -77,8 +77,8 @@ def listed(mountpoint: Path) -> set[str]:
 
 
 def wait_until_shown(mountpoint: Path, found: Tree) -> None:
-    """Until a ``find`` goes through without a complaint and shows just this. One that walks while the mount moves on may
-    meet files that are no more, as in any file system that changes, and nothing else."""
+    """Until a ``find`` goes through without a complaint and shows just this. One that walks while the mount moves on
+    may meet files that are no more, as in any file system that changes, and nothing else."""
     deadline = time.monotonic() + 60
     while True:
         now, complaints = look(mountpoint)
