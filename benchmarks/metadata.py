@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--peer-files", type=int, default=PEER_FILES)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     arguments = parser.parse_args()
-    command = f"python benchmarks/metadata.py --files {arguments.files} --parts {arguments.parts}"
+    asked = f"--files {arguments.files} --parts {arguments.parts} --peer-files {arguments.peer_files}"
+    command = f"python benchmarks/metadata.py {asked}"
     os.environ["RAY_AUTH_MODE"] = "disabled"
     found: Found = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -125,17 +127,39 @@ def _listings(out: Console, datasets: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[ListingJob], None]]:
-    """Something to show a job with while it runs; silent where standard error is no terminal."""
-    err = Console(stderr=True, highlight=False)
+    """Something to show a job with while it runs; silent where standard error is no terminal.
+
+    An interrupt that was swallowed on its way, as happens to one that arrives in a callback of Ray, is raised again the
+    next time that there is progress to show.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with _shown_on(Console(stderr=True, highlight=False), what) as show:
+
+            def update(job: ListingJob) -> None:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                show(f"{what}: {job.files:,} files, {job.directories:,} directories")
+
+            yield update
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _shown_on(err: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """A line that changes, on a terminal; else nothing."""
     if not err.is_terminal:
         yield lambda _: None
         return
     with err.status(Text(printable(what))) as status:
-
-        def update(job: ListingJob) -> None:
-            status.update(Text(f"{printable(what)}: {job.files:,} files, {job.directories:,} directories"))
-
-        yield update
+        yield lambda line: status.update(Text(printable(line)))
 
 
 def finished_listing(uri: str, job: ListingJob) -> dict[str, Any]:

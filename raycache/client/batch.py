@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raycache.client.namespace import Namespace, Place
+from raycache.client.namespace import Entry, Namespace, Place, require_directory
 from raycache.core import paths
 from raycache.core.entries import are_directories, encoded, mtimes_ns_of, sizes_of, stats_of
 from raycache.core.manifest import Manifest
@@ -120,9 +120,7 @@ def directories(namespace: Namespace, uris: Sequence[str]) -> list[Manifest]:
     for at, place in enumerate(_walk(namespace, uris)):
         if isinstance(place, RaycacheError):
             raise place
-        if place[2] is not None:
-            raise NotADirectory(f"{uris[at]} is a file, not a directory")
-        found.append(place[1])
+        found.append(require_directory(Entry(*place[1:]), uris[at]))
     return found
 
 

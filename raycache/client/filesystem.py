@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from raycache.client import batch, search
 from raycache.client.batch import Found
-from raycache.client.namespace import Namespace, require_file
+from raycache.client.namespace import Entry, Namespace, require_directory, require_file
 from raycache.client.reader import Reader
 from raycache.core.entries import names_of, rows_by_name, stats_of
 from raycache.core.manifest import Manifest
@@ -162,20 +162,17 @@ class FileSystem:
         Raises NotFound and NotADirectory for the directory.
         """
         dataset, manifest, row = self._namespace.place(uri)
-        if row is not None:
-            raise NotADirectory(f"{uri} is a file, not a directory")
-        return batch.find(dataset, manifest, names)
+        return batch.find(dataset, require_directory(Entry(manifest, row), uri), names)
 
     def scandir(self, uri: str) -> list[Stat]:
         """Entries of a directory, by name. Raises NotADirectory for a file."""
         dataset, manifest, row = self._namespace.place(uri)
-        if row is not None:
-            raise NotADirectory(f"{uri} is a file, not a directory")
+        require_directory(Entry(manifest, row), uri)
         return stats_of(manifest, rows_by_name(manifest), dataset.attached_ns)
 
     def listdir(self, uri: str) -> list[str]:
         """Names in a directory, sorted. Raises NotFound, NotADirectory."""
-        manifest = search.directory_of(self._namespace, uri)
+        manifest = require_directory(self._namespace.entry(uri), uri)
         return names_of(manifest, rows_by_name(manifest))
 
     def listdir_many(self, uris: Sequence[str]) -> list[list[str]]:

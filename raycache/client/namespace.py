@@ -129,19 +129,14 @@ class Namespace:
 
     def walk(self, dataset: Dataset, path: str) -> Entry:
         """What a path inside a dataset names. Raises NotFound, NotADirectory."""
-        manifest, parts = self._root(dataset), path.split("/") if path else []
-        for depth, part in enumerate(parts):
-            row = manifest.find(part.encode("utf-8", "surrogateescape"))
-            if row is None:
-                raise NotFound(f"{paths.join(dataset.source, *parts[: depth + 1])}: no such file or directory")
-            child = manifest.child_id(row)
-            if child is not None:
-                manifest = self._child(manifest, row, child)
-            elif depth + 1 < len(parts):
-                raise NotADirectory(f"{paths.join(dataset.source, *parts[: depth + 1])} is a file, not a directory")
-            else:
-                return Entry(manifest, row)
-        return Entry(manifest, None)
+        steps = _steps(dataset, path)
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._enter(dataset, step))
+        except StopIteration as end:
+            found: Entry = end.value
+            return found
 
     def walk_many(self, wanted: Sequence[tuple[Dataset, str]]) -> list[Entry | RaycacheError]:
         """The same for many paths side by side, errors in their places: one call to the master per level of depth."""
@@ -149,14 +144,14 @@ class Namespace:
         under_way = {at: _steps(*path) for at, path in enumerate(wanted)}
         asked = {at: next(steps) for at, steps in under_way.items()}
         while asked:
-            manifests, waiting, asked = self.manifests(asked.values()), asked, {}
-            for at, dir_id in waiting.items():
-                answer = manifests[dir_id]
+            manifests, waiting, asked = self.manifests(step.dir_id for step in asked.values()), asked, {}
+            for at, step in waiting.items():
+                answer = manifests[step.dir_id]
                 try:
                     if isinstance(answer, Failed):
                         if not isinstance(answer.error, NotFound):
                             raise answer.error
-                        found[at] = self.walk(*wanted[at])  # perhaps it has another id by now: see _child
+                        found[at] = self.walk(*wanted[at])  # perhaps it has another id by now: see _enter
                         continue
                     asked[at] = under_way[at].send(answer)
                 except StopIteration as end:
@@ -165,38 +160,33 @@ class Namespace:
                     found[at] = error
         return [found[at] for at in range(len(wanted))]
 
-    def _root(self, dataset: Dataset) -> Manifest:
-        """The root of a dataset, also when it has got another id since the dataset was looked up."""
+    def _enter(self, dataset: Dataset, step: _Step) -> Manifest:
+        """The directory that a path goes on in. One whose listing was damaged has got another id, which its parent's
+        newest version has, or the dataset if it is its root: an id that is not known any more is looked up there once.
+        """
         try:
-            return self.manifest(dataset.root_id)
+            return self.manifest(step.dir_id)
         except NotFound:
-            self._learn_datasets()
-            same = (
-                known.root_id
-                for known in self._datasets
-                if (known.name, known.source) == (dataset.name, dataset.source)
-            )
-            root_id = next(same, dataset.root_id)
-            if root_id == dataset.root_id:
+            new_id = self._new_root_id(dataset) if step.parent is None else self._new_child_id(step.parent, step.row)
+            if new_id in (None, step.dir_id):
                 raise
-            return self.manifest(root_id)
-
-    def _child(self, parent: Manifest, row: int, child_id: int) -> Manifest:
-        """A directory in another. One whose listing was damaged has got another id, which its parent's newest version
-        has: an id that is not known any more is looked up there once."""
-        try:
-            return self.manifest(child_id)
-        except NotFound:
-            if self.as_of is not None:
-                raise  # what it was then is lost
-            about = parent.directory
-            newest = self._master.manifest(about.dir_id, about.version + 1)
-            now = newest.find(parent.name(row))
-            new_id = None if now is None else newest.child_id(now)
-            if new_id is None or new_id == child_id:
-                raise
-            self._hold(about.dir_id, newest)
             return self.manifest(new_id)
+
+    def _new_root_id(self, dataset: Dataset) -> int | None:
+        self._learn_datasets()
+        known = (each for each in self._datasets if (each.name, each.source) == (dataset.name, dataset.source))
+        return next((each.root_id for each in known), None)
+
+    def _new_child_id(self, parent: Manifest, row: int) -> int | None:
+        if self.as_of is not None:
+            return None  # what it was then is lost
+        about = parent.directory
+        newest = self._master.manifest(about.dir_id, about.version + 1)
+        now = newest.find(parent.name(row))
+        new_id = None if now is None else newest.child_id(now)
+        if new_id is not None:
+            self._hold(about.dir_id, newest)
+        return new_id
 
     def manifest(self, dir_id: int, *, wait: bool = True) -> Manifest:
         """The manifest of a directory. Raises WouldBlock when it is not held and ``wait`` is False."""
@@ -364,20 +354,29 @@ class Namespace:
         return manifest
 
 
-def _steps(dataset: Dataset, path: str) -> Generator[int, Manifest, Entry]:
-    """The way of a path through its directories: asks for one after the other, by id, and ends at the entry.
+class _Step(NamedTuple):
+    """A directory that is needed to go on."""
+
+    dir_id: int
+    parent: Manifest | None
+    """None for the root of a dataset; else the directory that has it, at ``row``."""
+    row: int
+
+
+def _steps(dataset: Dataset, path: str) -> Generator[_Step, Manifest, Entry]:
+    """The way of a path through its directories: asks for one after the other and ends at the entry.
 
     Raises NotFound, NotADirectory.
     """
     parts = path.split("/") if path else []
-    manifest = yield dataset.root_id
+    manifest = yield _Step(dataset.root_id, None, 0)
     for depth, part in enumerate(parts):
         row = manifest.find(part.encode("utf-8", "surrogateescape"))
         if row is None:
             raise NotFound(f"{paths.join(dataset.source, *parts[: depth + 1])}: no such file or directory")
         child = manifest.child_id(row)
         if child is not None:
-            manifest = yield child
+            manifest = yield _Step(child, manifest, row)
         elif depth + 1 < len(parts):
             raise NotADirectory(f"{paths.join(dataset.source, *parts[: depth + 1])} is a file, not a directory")
         else:
@@ -391,6 +390,13 @@ def relative(uri: str, source: str) -> str | None:
         return ""
     base = source if source.endswith("/") else source + "/"
     return uri[len(base) :] if uri.startswith(base) else None
+
+
+def require_directory(entry: Entry, uri: str) -> Manifest:
+    """The manifest of a directory. Raises NotADirectory for a file."""
+    if entry.row is not None:
+        raise NotADirectory(f"{uri} is a file, not a directory")
+    return entry.manifest
 
 
 def require_file(entry: Entry, uri: str) -> tuple[Manifest, int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 
-from raycache.client.namespace import Namespace
+from raycache.client.namespace import Namespace, require_directory
 from raycache.core.entries import Rows, are_directories, directory_rows, names_of, rows_by_name
 from raycache.core.globbing import glob_column, has_magic
 from raycache.core.manifest import Manifest
@@ -20,7 +19,7 @@ State = tuple[str, int, int]
 
 def walk(namespace: Namespace, uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """See FileSystem.walk. Lazy; a directory that is not held is asked for together with those that come after it."""
-    todo = [(uri, directory_of(namespace, uri).directory.dir_id)]
+    todo = [(uri, require_directory(namespace.entry(uri), uri).directory.dir_id)]
     while todo:
         base, dir_id = todo.pop()
         ahead = [dir_id, *(child for _, child in reversed(todo[1 - MANIFESTS_AT_ONCE :]))]
@@ -57,14 +56,6 @@ def glob(namespace: Namespace, pattern: str) -> list[str]:
     # Two stars next to each other mean what one pair means.
     rest = [part for at, part in enumerate(rest) if part != "**" or rest[at - 1 : at] != ["**"]]
     return sorted(_matches(namespace, base, manifest.directory.dir_id, rest))
-
-
-def directory_of(namespace: Namespace, uri: str) -> Manifest:
-    """The manifest of a directory. Raises NotFound, and NotADirectory for a file."""
-    manifest, row = namespace.entry(uri)
-    if row is not None:
-        raise NotADirectory(f"{uri} is a file, not a directory")
-    return manifest
 
 
 def _matches(namespace: Namespace, base: str, dir_id: int, parts: Sequence[str]) -> Iterator[str]:
@@ -109,8 +100,8 @@ def _matching(manifest: Manifest, part: str, only: Rows | None = None) -> Rows:
     rows = manifest.live_rows(0, manifest.row_count) if only is None else only
     if part == "**":
         return rows
-    names = manifest.column("names")
-    return rows[glob_column(names if len(rows) == len(names) else names.take(pa.array(rows)), part)]
+    whole = len(rows) == manifest.row_count
+    return rows[glob_column(manifest.column("names") if whole else manifest.columns.names.take(rows), part)]
 
 
 def _received(answer: Manifest | Failed) -> Manifest:

@@ -48,6 +48,9 @@ SESSIONS = ("auto", "kernel", "pyfuse3")
 OLDEST_KERNEL = (5, 4)
 """First Linux whose FUSE the kernel session speaks; before it, ``auto`` means pyfuse3."""
 GATEWAY_READY_S = 60.0
+RECORD_S = 2.0
+"""How long after a new mount answers its record may come."""
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 UNMOUNT_S = 10.0
 
 
@@ -171,9 +174,11 @@ def _as_it_runs(cluster: Cluster, settings: Settings) -> Settings:
     return settings.model_copy(update={"address": cluster.address, **fixed})
 
 
-def _soon_there(target: str, uri: str, settings: Settings, snapshot: bool | int) -> MountRecord | None:
+def _soon_there(
+    target: str, uri: str, settings: Settings, snapshot: bool | int, wait_s: float = GATEWAY_READY_S
+) -> MountRecord | None:
     """The live mount of the same source that another process is just making."""
-    deadline = time.monotonic() + GATEWAY_READY_S
+    deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline and device.find_mount(target) is not None:
         record = read_record(settings.state_dir, target)
         if record is not None and record.alive:
@@ -274,7 +279,11 @@ def _existing(target: str, uri: str, settings: Settings, snapshot: bool | int = 
             return record
         kind = "" if record.snapshot is None else f", a snapshot at change {record.snapshot},"
         raise _busy(f"{record.source}{kind} is mounted on {target} already; end it with `raycache umount {target}`")
-    if record is None and not _is_dead(target):
+    if record is None and (answer := _ask(target)) not in _DEAD:
+        # Another rank may be making it at this moment: its record comes when its gateway is ready, which then answers.
+        wait_s = GATEWAY_READY_S if answer is None else RECORD_S
+        if there.source == uri and (made := _soon_there(target, uri, settings, snapshot, wait_s)) is not None:
+            return made
         raise _busy(f"{there.source} is mounted on {target} by another user or state directory")
     device.unmount(target, lazy=True)
     if record is not None:
@@ -282,14 +291,15 @@ def _existing(target: str, uri: str, settings: Settings, snapshot: bool | int = 
     return None
 
 
-def _is_dead(target: str) -> bool:
-    """Whether nobody serves a mount: the kernel says so at once. Asked in a process that can be given up."""
+def _ask(target: str) -> int | None:
+    """What a ``stat`` of a mount ends in: 0 or an errno, at once if nobody serves it (``_DEAD``); None when no answer
+    came. Asked in a process that can be given up."""
     code = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
     try:
         done = subprocess.run([sys.executable, "-S", "-c", code, target], timeout=5, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode in (errno.ENOTCONN, errno.ECONNABORTED)
+        return None
+    return done.returncode
 
 
 def _check(target: str) -> None:

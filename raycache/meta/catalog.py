@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ class Catalog:
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "SELECT name, source, root_id, attached_ns, refresh_every_s FROM datasets ORDER BY name"
             ).fetchall()
@@ -105,13 +105,13 @@ class Catalog:
         """What a request was told before, or None when it has changed nothing yet."""
         if request_id is None:
             return None
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute("SELECT reply FROM requests WHERE request_id = ?", (request_id,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def reserve_ids(self, count: int) -> range:
         """Directory ids that nothing else will get. Those that are not used after all are never used."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             (last,) = db.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'directories'"
             ).fetchone()
@@ -132,7 +132,7 @@ class Catalog:
         ``root``: its first listing, if there is one already, numbered with reserved ids. ``paths``: the directories in
         it, with the ids that follow the root's own.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             taken = db.execute("SELECT name, source FROM datasets WHERE name = ? OR source = ?", (name, source))
             if other := taken.fetchone():
                 raise InvalidInput(f"dataset {other[0]!r} is {other[1]} already; remove it first or use it")
@@ -151,13 +151,13 @@ class Catalog:
 
     def set_refresh(self, name: str, every_s: float) -> Dataset:
         """Record how often a dataset is refreshed, 0 for never. Raises NotFound."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE datasets SET refresh_every_s = ? WHERE name = ?", (every_s, name))
         return self.dataset(name)
 
     def remove_dataset(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset and all its directories; the source is not touched."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "DELETE FROM manifests WHERE dir_id IN (SELECT dir_id FROM directories WHERE dataset = ?)", (name,)
             )
@@ -172,7 +172,7 @@ class Catalog:
 
     def directory(self, dir_id: int) -> tuple[Dataset, str]:
         """Dataset and path of a directory. Raises NotFound."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT name, source, root_id, attached_ns, refresh_every_s, path"
                 " FROM directories JOIN datasets ON dataset = name WHERE dir_id = ?",
@@ -184,12 +184,12 @@ class Catalog:
 
     def number_directories(self, dataset: str, paths: Sequence[str]) -> list[int]:
         """Ids of directories, new or known, in order."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             return number_directories(db, dataset, paths)
 
     def version(self, dir_id: int) -> int:
         """Version of the stored manifest, 0 when there is none."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
         return row[0] if row else 0
 
@@ -198,7 +198,7 @@ class Catalog:
 
         Raises InvalidInput, with what is wrong, when it is damaged.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT body, checksum, changes FROM manifests JOIN bodies USING (body_id) WHERE dir_id = ?", (dir_id,)
             ).fetchone()
@@ -210,7 +210,7 @@ class Catalog:
         Returns ``about`` with its change number. None, and nothing is stored, when it does not follow the stored one:
         somebody else published meanwhile.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
             if about.version != (stored[0] if stored else 0) + 1:
                 return None
@@ -220,7 +220,7 @@ class Catalog:
 
     def body(self, dir_id: int) -> bytes:
         """The stored manifest as it is, damaged or not; empty when there is none."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT body FROM manifests JOIN bodies USING (body_id) WHERE dir_id = ?", (dir_id,)
             ).fetchone()
@@ -229,7 +229,7 @@ class Catalog:
     def find_directory(self, dataset: str, path: str) -> int | None:
         """Id of a directory by its path, if it has one."""
         key = (dataset, path.encode("utf-8", "surrogateescape"))
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute("SELECT dir_id FROM directories WHERE dataset = ? AND path = ?", key).fetchone()
         return row[0] if row else None
 
@@ -239,7 +239,7 @@ class Catalog:
         ``parent``: the next version of the directory above, which names the new id; None where it has no listing. A
         root's new id goes into its dataset.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
             db.execute("UPDATE directories SET dir_id = ? WHERE dir_id = ?", (new_id, dir_id))
             db.execute("UPDATE datasets SET root_id = ? WHERE root_id = ?", (new_id, dir_id))
@@ -248,13 +248,13 @@ class Catalog:
 
     def drop_directory(self, dir_id: int) -> None:
         """Forget a directory that nothing leads to."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
             db.execute("DELETE FROM directories WHERE dir_id = ?", (dir_id,))
 
     def renew_root(self, name: str) -> int:
         """Give a dataset a root, the directory that has no path or a new one, and return its id."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, x'')", (name,))
             find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = x''"
             (root_id,) = db.execute(find, (name,)).fetchone()
@@ -263,7 +263,7 @@ class Catalog:
 
     def changes(self, since: int) -> tuple[int, list[int]]:
         """Directories that got a later version after change ``since``, and the number to ask with next time."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "SELECT changed, dir_id FROM manifests WHERE changed > 0 AND changed > ? ORDER BY changed", (since,)
             ).fetchall()
@@ -271,13 +271,13 @@ class Catalog:
 
     def newest_change(self) -> int:
         """Number of the newest change, 0 before the first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             (newest,) = db.execute("SELECT value FROM counters WHERE name = 'changes'").fetchone()
         return int(newest)
 
     def next_listed(self, dataset: str, after: int) -> int | None:
         """The directory of a dataset, of those that have been listed, with the lowest id above ``after``."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             # In this order: a walk along the ids that stops at the first one.
             row = db.execute(
                 "SELECT manifests.dir_id FROM manifests CROSS JOIN directories USING (dir_id)"
@@ -288,7 +288,7 @@ class Catalog:
 
     def counts(self, dataset: str) -> tuple[int, int]:
         """Directories known and directories listed, of a dataset."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT count(*), count(version) FROM directories LEFT JOIN manifests USING (dir_id) WHERE dataset = ?",
                 (dataset,),
@@ -300,12 +300,9 @@ class Catalog:
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """One transaction, for verbs that live in a module of their own (``staging``)."""
-        return self._transaction()
-
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; also for verbs that live in a module of their own (``staging``)."""
         with self._lock:
             before = self._connection.total_changes
             try:

@@ -2,8 +2,8 @@
 
 A tree is listed in parts: the top one level deep, and so on down until there are parts enough to list side by side;
 these are listed whole. One that turns out to be large and to have directories of its own is listed one level deep
-instead, and what is below it become parts. So memory is bounded by ``PARTS`` parts of ``PART_ROWS`` rows, or by as many
-single directories where those are larger; and while parts are listed, others become manifests.
+instead, and what is below it become parts. While parts are listed, others become manifests; memory is bounded by
+``ROWS_UNDER_WAY`` rows and the largest part.
 
 Nothing is seen of a listing before its end. What it found is staged in the catalog (``staging``), where a job that
 failed, was cancelled or lost its master has left it for the next one. A part that is listed half is not staged.
@@ -25,13 +25,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from raycache.core import archive, paths
+from raycache.core import paths
 from raycache.core.listing import LISTING_SCHEMA, prepare_listing
 from raycache.core.manifest import Directory
 from raycache.core.tree import cut, has_directories
 from raycache.core.values import Dataset, ListingJob
 from raycache.errors import NotADirectory, NotFound, RaycacheError, Unavailable
-from raycache.meta.catalog import Catalog
+from raycache.meta.catalog import Catalog, Listed
 from raycache.meta.staging import JobEnded, Part, Staged, Staging
 from raycache.meta.versions import next_version
 from raycache.ufs.base import UnderFileSystem
@@ -267,7 +267,7 @@ class TreeListings:
             dir_id, dataset.name, dataset.source, level.path, 1, since_ns, self._block_bytes, level.hidden
         )
         new = next_version(first, old, level.listing, lambda children: [ids[child] for child in children])
-        body = memoryview(archive.to_kept(new)) if new is not None else None
+        body = Listed.of(new).body if new is not None else None
         return Staged(dir_id, old.directory.version if old is not None else 0, body)
 
     def _stage_vanished(self, job: _Job) -> None:
@@ -281,7 +281,7 @@ class TreeListings:
                     continue
                 first = replace(old.directory, listed_ns=self._now_ns(), hidden=0)
                 if new := next_version(first, old, _NOTHING, lambda _: []):
-                    staged.append(Staged(dir_id, old.directory.version, memoryview(archive.to_kept(new))))
+                    staged.append(Staged(dir_id, old.directory.version, Listed.of(new).body))
             self._staging.stage_vanished(job.about.job_id, staged)
 
 

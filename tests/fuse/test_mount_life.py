@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import raycache
+from raycache.errors import MountError
 from raycache.fuse import device
+from raycache.fuse.records import read_record
 from raycache.testing import ObjectStoreServer
 
 
@@ -166,6 +168,25 @@ def test_ranks_that_mount_at_the_same_moment_share_one_mount(files: str, cache: 
         for rank in ranks:
             rank.kill()
             rank.wait(10)
+
+
+def test_a_mount_that_another_rank_has_not_recorded_yet_is_waited_for(
+    files: str, cache: Any, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raycache.mount(files, mountpoint) as made:
+        answers = [None]  # the first look comes too early
+
+        def late(*place: Any) -> Any:
+            return answers.pop() if answers else read_record(*place)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("raycache.fuse.mount.read_record", late)
+            with raycache.mount(files, mountpoint) as found:
+                assert found.gateway_pid == made.gateway_pid
+        with monkeypatch.context() as patch:
+            patch.setattr("raycache.fuse.mount.read_record", lambda *place: None)
+            with pytest.raises(MountError, match="another user or state directory"):
+                raycache.mount(files, mountpoint)
 
 
 READ_FOR_EVER = """
