@@ -12,8 +12,6 @@ Threading: safe.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
 from raycache.core.manifest import Manifest
 from raycache.core.placement import rank
+from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Failed, Fetch, Fetched, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
 
@@ -50,9 +49,9 @@ class Want(NamedTuple):
 class Views:
     """Blocks mapped in this process, least recently used first out, bounded in bytes."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, scheduler: Scheduler) -> None:
         self._limit_bytes = limit_bytes
-        self._lock = threading.Lock()
+        self._lock = scheduler.lock()
         self._held: OrderedDict[bytes, Sealed] = OrderedDict()
         self._size_bytes = 0
 
@@ -88,11 +87,12 @@ def readable(sealed: Sealed, offset: int, length: int) -> memoryview | None:
 class Reader:
     """Reads rows."""
 
-    def __init__(self, pool: WorkerPool, view_bytes: int, timeout_s: float) -> None:
+    def __init__(self, pool: WorkerPool, view_bytes: int, timeout_s: float, scheduler: Scheduler = THREADS) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
-        self._views = Views(view_bytes)
-        self._lock = threading.Lock()
+        self._scheduler = scheduler
+        self._views = Views(view_bytes, scheduler)
+        self._lock = scheduler.lock()
         self._ahead = ReadAhead()
         self._refreshed = 0.0
         self._touched: OrderedDict[bytes, None] = OrderedDict()
@@ -154,7 +154,7 @@ class Reader:
 
     def _fetch(self, wants: list[Want], found: dict[Want, Buffer]) -> None:
         """Ask until all are answered: owners first, then second choices, then what the master has replaced."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._scheduler.monotonic() + self._timeout_s
         pauses = _pauses()
         lost: set[str] = set()
         while wants:
@@ -166,20 +166,20 @@ class Reader:
                     self._look_for_replacements()
                 continue
             pause_s = next(pauses)
-            if time.monotonic() + pause_s > deadline:
+            if self._scheduler.monotonic() + pause_s > deadline:
                 source = wants[0].manifest.directory.source
                 raise Unavailable(f"{source}: no worker answered within {self._timeout_s:g} s; see `raycache status`")
             if pause_s:
-                time.sleep(pause_s)
+                self._scheduler.sleep(pause_s)
             self._pool.workers(refresh=True)
             lost.clear()
 
     def _look_for_replacements(self) -> None:
         """After a loss: later reads ask whom the master has put in its place. Not at every loss of a burst."""
         with self._lock:
-            due = time.monotonic() - self._refreshed > REFRESH_S
+            due = self._scheduler.monotonic() - self._refreshed > REFRESH_S
             if due:
-                self._refreshed = time.monotonic()
+                self._refreshed = self._scheduler.monotonic()
         if due:
             self._pool.workers(refresh=True)
 
@@ -191,7 +191,7 @@ class Reader:
         for want in wants:
             owner = rank(want.block_id, workers)[0]
             calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner)))
-        timeout_s = max(0.1, deadline - time.monotonic())
+        timeout_s = max(0.1, deadline - self._scheduler.monotonic())
         answers = self._pool.fetch(
             {worker: [fetch for _, fetch in asked] for worker, asked in calls.items()}, timeout_s
         )

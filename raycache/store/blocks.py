@@ -14,13 +14,12 @@ threads of their own, so that a slow disk takes no fetcher from the readers.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.flight import Flight
@@ -61,7 +60,8 @@ Answer = Kept | Buffer | Failed
 class BlockStore:
     """All blocks of one worker. ``start`` before use, ``stop`` after."""
 
-    def __init__(self, tiers: Tiers, sources: Sources, fetchers: int) -> None:
+    def __init__(self, tiers: Tiers, sources: Sources, fetchers: int, scheduler: Scheduler = THREADS) -> None:
+        self._scheduler = scheduler
         self._tiers = tiers
         self._sources = sources
         self._counters = Counters()
@@ -71,19 +71,19 @@ class BlockStore:
         self._complete: deque[Flight] = deque()
         self._filling = 0
         self._probe_bytes = 0
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
-        self._arrival = threading.Condition(self._lock)
-        self._seals = threading.Condition(self._lock)
+        self._lock = scheduler.lock()
+        self._work = scheduler.condition(self._lock)
+        self._arrival = scheduler.condition(self._lock)
+        self._seals = scheduler.condition(self._lock)
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._fetch_loop, name=f"fetch-{n}", daemon=True) for n in range(fetchers)
-        ] + [threading.Thread(target=self._seal_loop, name=f"seal-{n}", daemon=True) for n in range(SEALERS)]
+        self._fetchers = fetchers
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        for number in range(self._fetchers):
+            self._scheduler.spawn(self._fetch_loop, f"fetch-{number}")
+        for number in range(SEALERS):
+            self._scheduler.spawn(self._seal_loop, f"seal-{number}")
 
     def stop(self) -> None:
         """Stop the threads and let go of the disks; requests under way end by their own deadline."""
@@ -98,7 +98,7 @@ class BlockStore:
 
         All of them are asked for before the first is waited for. After ``timeout_s`` the rest fails as Unavailable.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = self._scheduler.monotonic() + timeout_s
         with self._lock:
             self._counters.reads += len(requests)
             begun = [self._begin(request) for request in requests]
@@ -138,7 +138,7 @@ class BlockStore:
         """Answer at once, or see to it that the wanted parts are on their way; None: a disk has the block."""
         kept = self._tiers.in_memory(request.block_id)
         if kept is not None and _meets(kept.holes, request):
-            if time.monotonic() - kept.sealed < HOLE_S:
+            if self._scheduler.monotonic() - kept.sealed < HOLE_S:
                 return Failed(self._hole_error(request))
             # The file may be back as it was: fetch the block anew.
             self._tiers.drop(request.block_id)
@@ -190,7 +190,7 @@ class BlockStore:
         if stored is None:
             return None
         if _meets(stored.block.header.holes, request):
-            if time.monotonic() - stored.block.since < HOLE_S:
+            if self._scheduler.monotonic() - stored.block.since < HOLE_S:
                 with self._lock:
                     return Failed(self._hole_error(request))
             self._tiers.drop(request.block_id)
@@ -220,7 +220,7 @@ class BlockStore:
         numbers = flight.covering(request.offset, request.length)
         try:
             while not all(flight.is_settled(number) for number in numbers):
-                left_s = deadline - time.monotonic()
+                left_s = deadline - self._scheduler.monotonic()
                 if left_s <= 0 or self._stopping:
                     path = flight.plan.parts[numbers[0]].path
                     return Failed(Unavailable(f"{flight.plan.dataset}: {path} did not arrive in time from its source"))

@@ -20,12 +20,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
-import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from urllib.parse import quote
 
 from raycache.config import Eviction, Tier
 from raycache.core.eviction import Policy, make_policy
+from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer
 from raycache.store import blockfile
 from raycache.store.blockfile import BadFile, Header, Hole
@@ -72,7 +70,7 @@ class OpenBlock:
         return memoryview(data)[offset - start : offset - start + length]
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        self.files.close(self.fd)
 
 
 @dataclass
@@ -100,12 +98,12 @@ class Directory:
         quota_bytes: int,
         policy: Policy,
         files: FileOps | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        scheduler: Scheduler = THREADS,
     ) -> None:
         self.path = path
         self._files = files or FileOps()
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._clock = scheduler.monotonic
+        self._lock = scheduler.lock()
         self._ledger = Ledger(quota_bytes, policy)
         self._open: OrderedDict[bytes, OpenBlock] = OrderedDict()
         self._figures = Figures()
@@ -131,7 +129,7 @@ class Directory:
             self._open.clear()
             self._out_of_service = self._out_of_service or "closed"
             if self._lock_fd is not None:
-                os.close(self._lock_fd)
+                self._files.close(self._lock_fd)
                 self._lock_fd = None
 
     def __contains__(self, block_id: bytes) -> bool:
@@ -294,7 +292,7 @@ class Directory:
             if size_bytes != header.file_bytes or header.block_id != block_id:
                 raise BadFile(f"{size_bytes} bytes, where its header says {header.file_bytes}")
         except BaseException:
-            os.close(fd)
+            self._files.close(fd)
             raise
         return OpenBlock(fd, header, self._clock(), self._files)
 

@@ -66,6 +66,10 @@ class FileOps:
             os.close(fd)
             raise
 
+    def close(self, fd: int) -> None:
+        """Let go of a descriptor."""
+        os.close(fd)
+
     def pread(self, fd: int, length: int, offset: int) -> bytearray:
         """Bytes of a file, fewer only at its end."""
         data = bytearray(length)

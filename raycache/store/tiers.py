@@ -10,14 +10,13 @@ Threading: safe; one lock for the books of the memory, blocks are copied and wri
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raycache.config import Eviction
 from raycache.core.eviction import make_policy
+from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer
 from raycache.errors import Unavailable
 from raycache.store.blockfile import Hole
@@ -71,11 +70,13 @@ class Tiers:
         quota_bytes: int,
         directories: Sequence[Directory] = (),
         eviction: Eviction = "keep",
+        scheduler: Scheduler = THREADS,
     ) -> None:
         """``directories`` are open; ``close`` closes them. ``quota_bytes``: of the memory."""
         self._memory = memory
         self._directories = tuple(directories)
-        self._lock = threading.Lock()
+        self._scheduler = scheduler
+        self._lock = scheduler.lock()
         self._ledger = Ledger(quota_bytes, make_policy(eviction))
         self._kept: dict[bytes, Kept] = {}
         self._hits = 0
@@ -208,7 +209,7 @@ class Tiers:
 
     def _put(self, block: bytearray, holes: tuple[Hole, ...], dataset: str) -> Kept:
         handle, view = self._memory.put(block)
-        return Kept(handle, view, holes, dataset, time.monotonic())
+        return Kept(handle, view, holes, dataset, self._scheduler.monotonic())
 
     def _settle(self, reservation: Reservation, kept: Kept | None) -> None:
         with self._lock:

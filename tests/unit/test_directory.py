@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raycache.core.eviction import make_policy
+from raycache.core.scheduling import Threads
 from raycache.store import blockfile
 from raycache.store.blockfile import BadFile
 from raycache.store.directory import FULL_PAUSE_S, Directory
@@ -61,10 +62,10 @@ class FaultyFiles(FileOps):
         super().remove(path)
 
 
-class Clock:
+class Clock(Threads):
     now = 1000.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:  # type: ignore[override]
         return self.now
 
 
@@ -197,7 +198,7 @@ def test_files_are_never_over_the_quota(tmp_path: Path, eviction: str) -> None:
 
 def test_a_full_disk_refuses_blocks_for_a_while(tmp_path: Path) -> None:
     files, clock = FaultyFiles(), Clock()
-    directory = make(tmp_path, files=files, clock=clock)
+    directory = make(tmp_path, files=files, scheduler=clock)
     assert write(directory, 1)
     files.fail["write"] = errno.ENOSPC
     assert not write(directory, 2)
