@@ -29,11 +29,11 @@ from typing import Any
 from urllib.parse import quote
 
 from raycache.config import Eviction, Tier
+from raycache.core import blockfile
+from raycache.core.blockfile import BadFile, Header, Hole
 from raycache.core.eviction import Policy, make_policy
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer
-from raycache.store import blockfile
-from raycache.store.blockfile import BadFile, Header, Hole
 from raycache.store.fileops import FileOps, medium
 from raycache.store.ledger import Ledger, Reservation
 
@@ -198,6 +198,8 @@ class Directory:
         try:
             data = block.read(offset, length)
         except BadFile as error:
+            if self._files.is_gone(block.fd):
+                return None  # dropped while it was read: what is missing was cut off by us
             with self._lock:
                 self._figures.corrupt += 1
             self._discard(block.header.block_id, error)

@@ -70,6 +70,10 @@ class FileOps:
         """Let go of a descriptor."""
         os.close(fd)
 
+    def is_gone(self, fd: int) -> bool:
+        """Whether an open file has been deleted."""
+        return os.fstat(fd).st_nlink == 0
+
     def pread(self, fd: int, length: int, offset: int) -> bytearray:
         """Bytes of a file, fewer only at its end."""
         data = bytearray(length)
@@ -110,9 +114,16 @@ class FileOps:
         self._sync_directory(path.parent)
 
     def remove(self, path: Path) -> None:
-        """Delete a file, if it is there."""
-        with suppress(FileNotFoundError):
+        """Delete a file, if it is there. Its bytes are free at once, whoever has it open: it is cut short as well."""
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return
+        try:
             os.unlink(path)
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
 
     def _sync_directory(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

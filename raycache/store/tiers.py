@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raycache.config import Eviction
+from raycache.core.blockfile import Hole
 from raycache.core.eviction import make_policy
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer
 from raycache.errors import Unavailable
-from raycache.store.blockfile import Hole
 from raycache.store.directory import Directory, OpenBlock
 from raycache.store.ledger import Ledger, Reservation
 

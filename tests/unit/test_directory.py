@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from raycache.core import blockfile
+from raycache.core.blockfile import BadFile
 from raycache.core.eviction import make_policy
 from raycache.core.scheduling import Threads
-from raycache.store import blockfile
-from raycache.store.blockfile import BadFile
 from raycache.store.directory import FULL_PAUSE_S, Directory
 from raycache.store.fileops import FileOps
 
@@ -194,6 +194,20 @@ def test_files_are_never_over_the_quota(tmp_path: Path, eviction: str) -> None:
     directory.close()
     smaller = make(tmp_path, 2)
     assert smaller.status()["blocks"] == len(list(tmp_path.glob("??/*"))) == 2
+
+
+def test_a_dropped_file_gives_its_bytes_back_although_somebody_has_it_open(tmp_path: Path) -> None:
+    directory = make(tmp_path)
+    assert write(directory, 1)
+    held = directory.find(key(1))
+    assert held is not None
+    fd = os.open(block_path(directory, 1), os.O_RDONLY)
+    assert directory.drop(key(1))
+    about = os.fstat(fd)
+    os.close(fd)
+    assert (about.st_nlink, about.st_size, about.st_blocks) == (0, 0, 0)
+    assert directory.read(held, 0, SIZE) is None
+    assert (directory.status()["corrupt"], directory.status()["out_of_service"]) == (0, None)
 
 
 def test_a_full_disk_refuses_blocks_for_a_while(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from raycache.config import Tier
+from raycache.core import blockfile
 from raycache.core.values import BlockPlan, Failed, Fetch, Part
 from raycache.errors import Changed
-from raycache.store import blockfile
 from raycache.store.blocks import BlockStore
 from raycache.store.directory import open_directories
 from raycache.store.tiers import Kept, Tiers
