@@ -39,6 +39,7 @@ __all__ = [
     "open",
     "read_many",
     "refresh",
+    "remove_dataset",
     "scandir",
     "shutdown",
     "snapshot",
@@ -104,21 +105,52 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
 
 
 def dataset(
-    name: str, source: str, options: Mapping[str, Any] | None = None, *, refresh_every_s: float | None = None
+    name: str,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    refresh_every_s: float | None = None,
+    eviction: str | None = None,
+    quota: str | int | None = None,
+    ttl_s: float | None = None,
+    priority: int | None = None,
+    replicas: int | None = None,
 ) -> Dataset:
     """Name a source; its files are then ``raycache://name/path`` as well.
 
     ``refresh_every_s``: list what was listed of it anew so often, one second or more, 0 for never; left out, a dataset
     that is known keeps its interval, and a new one is refreshed only by ``raycache.refresh``.
-    Raises InvalidInput (name or source taken), NotFound, AccessDenied, SourceUnavailable; then nothing was made.
+    What it may keep, each left as it is when left out; to change it, call this again:
+    ``eviction``: ``keep``, ``sieve`` or ``lru``; ``"default"`` for the cache's setting.
+    ``quota``: most bytes in all tiers of all workers, as in ``"500GB"``; ``"default"`` for no limit.
+    ``ttl_s``: a block that no worker was asked for during so many seconds is freed; 0 for never.
+    ``priority``: blocks of datasets with a lower one make way for its blocks; 0 at first.
+    ``replicas``: workers that hold each block; 1 at first.
+    Raises InvalidInput (name or source taken, or a value that cannot be meant), NotFound, AccessDenied,
+    SourceUnavailable; then nothing was made.
     """
     from raycache.core.arguments import check_refresh_every
+    from raycache.core.retention import Retention
     from raycache.ufs.registry import capture_access
 
+    choices = {"eviction": eviction, "quota": quota, "ttl_s": ttl_s, "priority": priority, "replicas": replicas}
+    chosen = {choice: value for choice, value in choices.items() if value is not None}
+    Retention().changed(chosen)
     if refresh_every_s is not None:
         check_refresh_every(refresh_every_s)
     made = _files().attach(source, name, capture_access(source, options))
-    return made if refresh_every_s is None else _files().set_refresh(made.name, refresh_every_s)
+    if refresh_every_s is not None:
+        made = _files().set_refresh(made.name, refresh_every_s)
+    return _cluster().set_retention(made.name, chosen) if chosen else made
+
+
+def remove_dataset(name: str) -> None:
+    """Forget a dataset: its listings, and its blocks on all workers; the source is not touched.
+
+    Who reads it through a mount or holds listings of it gets NotFound (ENOENT) for what is not mapped; end such mounts
+    first. Raises NotFound when there is no such dataset.
+    """
+    _cluster().remove_dataset(name)
 
 
 def snapshot(change: int | None = None) -> FileSystem:

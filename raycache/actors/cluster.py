@@ -43,7 +43,7 @@ _REMOTE_MASTER: Any = ray.remote(MasterActor)
 
 
 class RemoteMaster:
-    """The client's MasterApi and ListingsApi over Ray. While the master is away calls are repeated, for
+    """The client's MasterApi, ListingsApi and RetentionApi over Ray. While the master is away calls are repeated, for
     ``master_timeout_s``; one that changes something has an id that stays the same, so that a reply that was lost costs
     nothing but its repetition."""
 
@@ -97,6 +97,22 @@ class RemoteMaster:
     def set_refresh(self, name: str, every_s: float) -> Dataset:
         """See MasterApi."""
         return self._call("set_refresh", name, every_s)  # type: ignore[no-any-return]
+
+    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
+        """See MasterApi."""
+        return self._call("set_retention", name, dict(changes))  # type: ignore[no-any-return]
+
+    def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
+        """See MasterApi."""
+        return self._call("pin", name, path, size_bytes)  # type: ignore[no-any-return]
+
+    def unpin(self, name: str, path: str) -> Dataset:
+        """See MasterApi."""
+        return self._call("unpin", name, path)  # type: ignore[no-any-return]
+
+    def remove(self, name: str) -> None:
+        """See MasterApi."""
+        self._call("remove", name, _request_id())
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -268,6 +284,16 @@ class Cluster:
     def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
         """See client.treerefresh."""
         return refresh_tree(self.namespace, self.master, uri, show)
+
+    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
+        """See RetentionApi.set_retention."""
+        self.master.set_retention(name, changes)
+        return self.namespace.dataset(name)
+
+    def remove_dataset(self, name: str) -> None:
+        """See RetentionApi.remove."""
+        self.master.remove(name)
+        self.namespace.learn_datasets()
 
     def view(self, snapshot: bool | int) -> FileSystem:
         """The file system as it is now for ever (True), as of a change number, or as it moves on (False).

@@ -97,6 +97,22 @@ class MasterActor:
         """See Metadata.set_refresh."""
         return self._metadata.set_refresh(name, every_s)
 
+    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
+        """See Retentions.set."""
+        return self._metadata.retentions.set(name, changes)
+
+    def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
+        """See Retentions.pin."""
+        return self._metadata.retentions.pin(name, path, size_bytes, self._fleet.capacity_bytes())
+
+    def unpin(self, name: str, path: str) -> Dataset:
+        """See Retentions.unpin."""
+        return self._metadata.retentions.unpin(name, path)
+
+    def remove(self, name: str, request_id: str | None = None) -> None:
+        """See Metadata.remove."""
+        self._metadata.remove(name, request_id)
+
     def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See Metadata.refresh."""
         return self._metadata.refresh(dir_id, request_id)
@@ -192,6 +208,11 @@ class Fleet:
         options = worker_options(self._settings.namespace, node_id)
         _REMOTE_WORKER.options(**options).remote(self._settings, quota_bytes)
         return Worker(node_id, quota_bytes)
+
+    def capacity_bytes(self) -> int:
+        """What all workers together may keep, in all their tiers."""
+        on_disk = sum(tier.quota_bytes for tier in self._settings.tiers)
+        return sum(worker.capacity_bytes + on_disk for worker in self.reconcile())
 
     def status(self) -> list[dict[str, Any]]:
         """Each worker's own figures."""

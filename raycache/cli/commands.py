@@ -3,7 +3,6 @@ wrong, 1 when it could not be done."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -12,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import show, upkeep
+from raycache.cli import datasets, show, upkeep
+from raycache.cli.options import Address, AsJson, key_value, print_json
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
 
@@ -23,17 +23,9 @@ app = typer.Typer(
     help="A distributed cache for training data, made of Ray actors.",
 )
 _out = Console(highlight=False)
-_SECRET = {"secret", "password", "token", "account_key", "sas_token"} | {
-    f"{prefix}{name}" for prefix in ("", "aws_") for name in ("secret_access_key", "session_token")
-}
-"""Storage options that an argument list must not show."""
-
-Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Default: RAY_ADDRESS, else the one here.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
 for _command in (upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(_command)
+app.add_typer(datasets.app, name="dataset")
 
 
 def main() -> None:
@@ -93,7 +85,7 @@ def start(
     cluster = current(settings)
     about = {"address": cluster.address, "workers": len(cluster.pool.workers()), "started_ray": started}
     if as_json:
-        _print_json(about)
+        print_json(about)
     else:
         _out.print(f"cache ready on {about['address']} with {about['workers']} worker(s)")
 
@@ -159,7 +151,7 @@ def mount(
         source,
         directory,
         name=name,
-        options=dict(_key_value(text) for text in option or []),
+        options=dict(key_value(text) for text in option or []),
         allow_other=allow_other,
         session=session,
         snapshot=snapshot if at is None else at,
@@ -168,7 +160,7 @@ def mount(
     )
     about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot")}
     if as_json:
-        _print_json(about)
+        print_json(about)
     else:
         when = "" if made.snapshot is None else f", as of change {made.snapshot}"
         _out.print(f"{made.source} is at {made.mountpoint}{when}", markup=False)
@@ -179,7 +171,7 @@ def _upgrade(directory: str, as_json: bool) -> None:
 
     pid = upgrade(directory)
     if as_json:
-        _print_json({"mountpoint": directory, "gateway_pid": pid})
+        print_json({"mountpoint": directory, "gateway_pid": pid})
     else:
         _out.print(f"{directory} is served by process {pid} now", markup=False)
 
@@ -214,7 +206,7 @@ def ls(
     about = files.stat(uri)
     entries = files.scandir(uri) if about.is_dir else [about]
     if as_json:
-        _print_json([asdict(entry) for entry in entries])
+        print_json([asdict(entry) for entry in entries])
     else:
         show.entries(_out, entries, long)
 
@@ -234,7 +226,7 @@ def stat(uri: str, address: Address = None, as_json: AsJson = False) -> None:
     """Show what is known of a file or directory."""
     about = _files(address).stat(uri)
     if as_json:
-        _print_json(asdict(about))
+        print_json(asdict(about))
     else:
         show.stat(_out, uri, about)
 
@@ -255,7 +247,7 @@ def refresh(
             job = cluster.refresh_tree(uri, progress)
         about = show.finished_listing(uri, job)
         if as_json:
-            _print_json(about)
+            print_json(about)
         else:
             _out.print(
                 f"{uri}: {job.files:,} files in {job.directories:,} directories, {job.changed:,} of them changed, "
@@ -265,7 +257,7 @@ def refresh(
         return
     version = _files(address).refresh(uri)
     if as_json:
-        _print_json({"uri": uri, "version": version})
+        print_json({"uri": uri, "version": version})
     else:
         _out.print(f"{uri} is at version {version}", markup=False)
 
@@ -279,22 +271,6 @@ def status(address: Address = None, as_json: AsJson = False) -> None:
     settings = _settings(address)
     about = {**current(settings, start=False).status(), "mounts": list_mounts(settings)}
     if as_json:
-        _print_json(about)
+        print_json(about)
     else:
         show.status(_out, about)
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InvalidInput(f"-o {text!r}: write KEY=VALUE, as in -o endpoint_url=http://host:9000")
-    if key.lower() in _SECRET:
-        raise InvalidInput(
-            f"-o {key}=...: what is typed here is shown to every user of this machine; set the store's environment "
-            "variable (for S3 AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN), or use a profile"
-        )
-    return key, value
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, default=str))

@@ -22,7 +22,7 @@ from raycache.core.values import Dataset, ListingJob, Stat
 def datasets(out: Console, found: Sequence[Dataset], as_json: bool) -> None:
     """All datasets."""
     if as_json:
-        out.print_json(json.dumps([asdict(dataset) for dataset in found]))
+        out.print_json(json.dumps([dataset_json(dataset) for dataset in found]))
         return
     if not found:
         out.print("no datasets yet; `raycache mount SOURCE DIR` makes one")
@@ -31,6 +31,30 @@ def datasets(out: Console, found: Sequence[Dataset], as_json: bool) -> None:
     for dataset in found:
         table.add_row(dataset.name, dataset.source, _interval(dataset.refresh_every_s))
     out.print(table)
+
+
+def dataset_json(dataset: Dataset) -> dict[str, Any]:
+    """A dataset as JSON has it."""
+    return {**asdict(dataset), "retention": dataset.retention.as_json()}
+
+
+def dataset(out: Console, found: Dataset) -> None:
+    """Everything about one dataset."""
+    kept = found.retention
+    lines = {
+        "dataset": found.name,
+        "source": found.source,
+        "attached": _time(found.attached_ns),
+        "refreshed": f"every {_interval(found.refresh_every_s)}" if found.refresh_every_s else "when asked",
+        "eviction": kept.eviction or "as the cache's setting",
+        "quota": "none" if kept.quota_bytes is None else decimal(kept.quota_bytes),
+        "ttl": f"{kept.ttl_s:g} s" if kept.ttl_s else "none",
+        "priority": str(kept.priority),
+        "replicas": str(kept.replicas),
+        "pinned": ", ".join(printable("/" + pin) for pin in kept.pins) or "-",
+    }
+    for name, value in lines.items():
+        out.print(Text(f"{name:>9}  {value}"), soft_wrap=True)
 
 
 def entries(out: Console, found: Sequence[Stat], long: bool) -> None:

@@ -60,14 +60,22 @@ class Namespace:
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi.attach."""
         dataset = self._master.attach(source, name, options)
-        self._learn_datasets()
+        self.learn_datasets()
         return dataset
 
     def set_refresh(self, name: str, every_s: float) -> Dataset:
         """See MasterApi.set_refresh."""
         dataset = self._master.set_refresh(name, every_s)
-        self._learn_datasets()
+        self.learn_datasets()
         return dataset
+
+    def dataset(self, name: str) -> Dataset:
+        """A dataset as it is now. Raises NotFound."""
+        self.learn_datasets()
+        found = next((dataset for dataset in self._datasets if dataset.name == name), None)
+        if found is None:
+            raise NotFound(f"no dataset is named {name!r}; there are: {self._names()}")
+        return found
 
     def locate(self, uri: str) -> tuple[Dataset, str]:
         """The dataset that a URI belongs to, and the path inside it.
@@ -78,23 +86,26 @@ class Namespace:
         location = paths.parse_uri(uri)
         found = self._match(location)
         if found is None:
-            self._learn_datasets()
+            self.learn_datasets()
             found = self._match(location)
         if found is not None:
             return found
         if location.scheme == paths.RAYCACHE_SCHEME:
-            known = ", ".join(dataset.name for dataset in self._datasets) or "none yet"
-            raise NotFound(f"{uri}: no dataset is named {location.authority!r}; there are: {known}")
+            raise NotFound(f"{uri}: no dataset is named {location.authority!r}; there are: {self._names()}")
         raise NotFound(f"{uri}: no dataset has this source; mount it, or name it with raycache.dataset(name, source)")
 
     def datasets_below(self, source: str) -> bool:
         """Whether a known dataset's source is an entry of the directory with this source URI."""
         return any(dataset.source.rpartition("/")[0] == source for dataset in self._datasets)
 
-    def _learn_datasets(self) -> None:
+    def learn_datasets(self) -> None:
+        """Ask the master which datasets there are, and what is chosen for them."""
         self._datasets = tuple(self._master.datasets())
         with self._lock:
             self._forget_near()
+
+    def _names(self) -> str:
+        return ", ".join(dataset.name for dataset in self._datasets) or "none yet"
 
     def _match(self, location: paths.Location) -> tuple[Dataset, str] | None:
         if location.scheme == paths.RAYCACHE_SCHEME:
@@ -173,7 +184,7 @@ class Namespace:
             return self.manifest(new_id)
 
     def _new_root_id(self, dataset: Dataset) -> int | None:
-        self._learn_datasets()
+        self.learn_datasets()
         known = (each for each in self._datasets if (each.name, each.source) == (dataset.name, dataset.source))
         return next((each.root_id for each in known), None)
 

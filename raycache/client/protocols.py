@@ -83,6 +83,32 @@ class ListingsApi(Protocol):
         ...
 
 
+class RetentionApi(Protocol):
+    """What datasets may keep. Raises ClusterUnavailable as MasterApi does."""
+
+    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
+        """Choose what a dataset may keep, see core.retention.CHOICES; what is left out stays. The dataset as it is now.
+
+        Raises NotFound, InvalidInput.
+        """
+        ...
+
+    def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
+        """Keep a file or directory of a dataset from being evicted. ``size_bytes``: of its blocks.
+
+        Raises NotFound (no such dataset), InvalidInput with the figures when it does not fit with all that is pinned.
+        """
+        ...
+
+    def unpin(self, name: str, path: str) -> Dataset:
+        """Take a pin back. Raises NotFound when there is none of exactly this path."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget a dataset, and free its blocks; the source is not touched. Raises NotFound."""
+        ...
+
+
 class WorkerPool(Protocol):
     """All workers, seen as one thing to fetch from."""
 

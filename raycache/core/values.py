@@ -6,6 +6,8 @@ import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
+from raycache.core.retention import Retention
+
 Buffer = bytes | memoryview
 MANIFESTS_AT_ONCE = 256
 """Most directories that one call to the master may ask for."""
@@ -24,6 +26,8 @@ class Dataset:
     """When it was attached; stands in as the mtime of its directories."""
     refresh_every_s: float = 0.0
     """How often the master lists its directories anew; 0 is never."""
+    retention: Retention = field(default_factory=Retention)
+    """What of it is kept; without ``pinned_blocks``."""
 
 
 @dataclass(frozen=True, slots=True)

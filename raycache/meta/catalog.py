@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raycache.core import archive
 from raycache.core.manifest import Directory, Manifest
+from raycache.core.retention import Retention
 from raycache.core.values import Buffer, Dataset
 from raycache.errors import InvalidInput, NotFound, Unavailable
 from raycache.meta.schema import checksum, migrate
@@ -89,10 +90,9 @@ class Catalog:
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
         with self.transaction() as db:
-            rows = db.execute(
-                "SELECT name, source, root_id, attached_ns, refresh_every_s FROM datasets ORDER BY name"
-            ).fetchall()
-        return [Dataset(*row) for row in rows]
+            rows = db.execute(f"SELECT {_DATASET} FROM datasets ORDER BY name").fetchall()
+            pins = db.execute("SELECT dataset, path FROM pins ORDER BY dataset, path").fetchall()
+        return [_dataset(row, pins) for row in rows]
 
     def dataset(self, name: str) -> Dataset:
         """One dataset. Raises NotFound."""
@@ -145,8 +145,10 @@ class Catalog:
                 db.executemany("INSERT INTO directories (dir_id, dataset, path) VALUES (?, ?, ?)", rows)
                 _put_manifest(db, *root)
             dataset = Dataset(name, source, root_id, attached_ns)
-            db.execute("INSERT INTO datasets VALUES (?, ?, ?, ?, 0)", (name, source, root_id, attached_ns))
-            _keep_reply(db, request_id, asdict(dataset))
+            columns = "name, source, root_id, attached_ns"
+            db.execute(f"INSERT INTO datasets ({columns}) VALUES (?, ?, ?, ?)", (name, source, root_id, attached_ns))
+            told = {"name": name, "source": source, "root_id": root_id, "attached_ns": attached_ns}
+            _keep_reply(db, request_id, told)
         return dataset
 
     def set_refresh(self, name: str, every_s: float) -> Dataset:
@@ -167,6 +169,7 @@ class Catalog:
                     f"DELETE FROM {table} WHERE job_id IN (SELECT job_id FROM listings WHERE dataset = ?)", (name,)
                 )
             db.execute("DELETE FROM listings WHERE dataset = ?", (name,))
+            db.execute("DELETE FROM pins WHERE dataset = ?", (name,))
             db.execute("DELETE FROM datasets WHERE name = ?", (name,))
             _keep_reply(db, request_id, True)
 
@@ -174,13 +177,12 @@ class Catalog:
         """Dataset and path of a directory. Raises NotFound."""
         with self.transaction() as db:
             row = db.execute(
-                "SELECT name, source, root_id, attached_ns, refresh_every_s, path"
-                " FROM directories JOIN datasets ON dataset = name WHERE dir_id = ?",
-                (dir_id,),
+                f"SELECT {_DATASET}, path FROM directories JOIN datasets ON dataset = name WHERE dir_id = ?", (dir_id,)
             ).fetchone()
+            pins = db.execute("SELECT dataset, path FROM pins WHERE dataset = ?", row[:1]).fetchall() if row else ()
         if row is None:
             raise NotFound(f"no directory has the id {dir_id}; its dataset was removed")
-        return Dataset(*row[:5]), row[5].decode("utf-8", "surrogateescape")
+        return _dataset(row[:-1], pins), row[-1].decode("utf-8", "surrogateescape")
 
     def number_directories(self, dataset: str, paths: Sequence[str]) -> list[int]:
         """Ids of directories, new or known, in order."""
@@ -356,6 +358,16 @@ def set_last_id(db: sqlite3.Connection, last: int) -> None:
     """Say which directory id was given out last."""
     if not db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'directories'", (last,)).rowcount:
         db.execute("INSERT INTO sqlite_sequence VALUES ('directories', ?)", (last,))
+
+
+_DATASET = "name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas"
+
+
+def _dataset(row: Sequence[Any], pins: Iterable[tuple[str, bytes]]) -> Dataset:
+    mine = tuple(path.decode("utf-8", "surrogateescape") for dataset, path in pins if dataset == row[0])
+    name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas = row
+    retention = Retention(eviction, quota_bytes, ttl_s, priority, replicas, mine)
+    return Dataset(name, source, root_id, attached_ns, refresh_every_s, retention)
 
 
 def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Directory:

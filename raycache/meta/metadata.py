@@ -31,6 +31,7 @@ from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError
 from raycache.meta.catalog import Catalog, Listed
 from raycache.meta.recovery import keep_aside, relist_under_new_id
 from raycache.meta.refreshing import Refresher
+from raycache.meta.retentions import Retentions
 from raycache.meta.treelisting import TreeListings
 from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
@@ -74,6 +75,8 @@ class Metadata:
         self._listing_lock = threading.Lock()
         self._listers = ThreadPoolExecutor(LISTERS, thread_name_prefix="list")
         self.refresher = Refresher(catalog, self.refresh)
+        self.retentions = Retentions(catalog, self.manifest, now_ns)
+        """What datasets may keep."""
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
@@ -101,7 +104,9 @@ class Metadata:
             return self._add(name or self._free_name(location), location, options, request_id)
 
     def remove(self, name: str, request_id: str | None = None) -> None:
-        """Forget a dataset. The source is not touched."""
+        """See client.protocols.MasterApi.remove."""
+        if self._catalog.reply(request_id) is None:
+            self._catalog.dataset(name)
         self.listings.cancel_all(name)
         with self._attaching:
             if self._catalog.reply(request_id) is None:
@@ -172,8 +177,9 @@ class Metadata:
             return self._list(dir_id, self._stored(dir_id), request_id).directory.version
 
     def status(self) -> list[dict[str, Any]]:
-        """Per dataset: how much of it is known. Holds no options."""
+        """Per dataset: how much of it is known, and what it may keep. Holds no options."""
         found = []
+        pinned = self.retentions.pinned_bytes()
         for dataset in self._catalog.datasets():
             known, listed = self._catalog.counts(dataset.name)
             found.append(
@@ -184,6 +190,8 @@ class Metadata:
                     "directories_listed": listed,
                     "listings": [asdict(job) for job in self.listings.jobs(dataset.name)],
                     "refresh_every_s": dataset.refresh_every_s,
+                    "retention": dataset.retention.as_json(),
+                    "pinned_bytes": pinned.get(dataset.name, 0) * dataset.retention.replicas,
                     **self.refresher.about(dataset.name),
                 }
             )

@@ -115,7 +115,28 @@ CREATE TRIGGER staged_gone AFTER DELETE ON staged_manifests WHEN OLD.body_id NOT
     BEGIN DELETE FROM bodies WHERE body_id = OLD.body_id; END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE)
+_RETENTION = """
+ALTER TABLE datasets ADD COLUMN
+    eviction TEXT;                        -- keep, sieve or lru; NULL: as the cache's setting says
+ALTER TABLE datasets ADD COLUMN
+    quota_bytes INTEGER;                  -- most that it may hold in all tiers of all workers; NULL: no limit
+ALTER TABLE datasets ADD COLUMN
+    ttl_s REAL NOT NULL DEFAULT 0;        -- blocks not read for so long are freed; 0: never
+ALTER TABLE datasets ADD COLUMN
+    priority INTEGER NOT NULL DEFAULT 0;  -- blocks of datasets with a lower one make way for its blocks
+ALTER TABLE datasets ADD COLUMN
+    replicas INTEGER NOT NULL DEFAULT 1;  -- workers that hold each of its blocks
+
+CREATE TABLE pins (                       -- what is not evicted
+    dataset    TEXT NOT NULL,             -- datasets.name
+    path       BLOB NOT NULL,             -- a file or directory with all below it, as in directories; empty: everything
+    size_bytes INTEGER NOT NULL,          -- bytes of its blocks when it was pinned: what a next pin is weighed against
+    pinned_ns  INTEGER NOT NULL,          -- when
+    PRIMARY KEY (dataset, path)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

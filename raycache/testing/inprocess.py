@@ -86,6 +86,27 @@ class InProcessMaster:
         self.calls += 1
         return self._metadata.set_refresh(name, every_s)
 
+    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.retentions.set(name, changes)
+
+    def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        capacity_bytes = sum(worker.capacity_bytes for worker in self._workers())
+        return self._metadata.retentions.pin(name, path, size_bytes, capacity_bytes)
+
+    def unpin(self, name: str, path: str) -> Dataset:
+        """See MasterApi."""
+        self.calls += 1
+        return self._metadata.retentions.unpin(name, path)
+
+    def remove(self, name: str) -> None:
+        """See MasterApi."""
+        self.calls += 1
+        self._metadata.remove(name)
+
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
         self.calls += 1

@@ -152,8 +152,12 @@ class CatalogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.datasets)
     @rule(source=SOURCE, kills=KILLS)
     def remove(self, source: str, kills: list[Kill]) -> None:
+        if source not in self.datasets:
+            with pytest.raises(NotFound):
+                self.metadata.remove(source)
+            return
         self.ask(kills, lambda request: self.metadata.remove(source, request))
-        self.datasets.pop(source, None)
+        del self.datasets[source]
         for key in [key for key in self.listed if key[0] == source]:
             del self.listed[key], self.versions[key]
 

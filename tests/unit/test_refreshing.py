@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raycache.core.retention import Retention
 from raycache.core.values import Dataset
 from raycache.errors import AccessDenied, InvalidInput, NotFound, SourceUnavailable
 from raycache.meta.refreshing import Schedule
@@ -83,6 +84,8 @@ def test_what_changed_is_found_by_itself_and_failures_are_counted(
             "directories_listed": 3,
             "listings": [],
             "refresh_every_s": 5.0,
+            "retention": Retention().as_json(),
+            "pinned_bytes": 0,
             "refreshed": 3,
             "refresh_failures": 0,
             "refresh_error": "",
