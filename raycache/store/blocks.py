@@ -265,6 +265,10 @@ class BlockStore:
             data = self._sources.call(
                 flight.plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
             )
+            if len(data) != part.length:  # a store or a proxy between that says it sent all
+                error = SourceUnavailable(
+                    f"{flight.plan.dataset}: {part.path}: {len(data)} bytes came of {part.length}; read it again"
+                )
         except RaycacheError as known:
             error = known
         except BaseException as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting

@@ -115,3 +115,14 @@ def test_fetchers_outlive_whatever_is_raised(
     assert read(store, 1) == b"1" * 100
     assert store.settle(10)
     store.check()
+
+
+def test_an_answer_of_the_wrong_length_is_an_error_and_nothing_else(
+    store: BlockStore, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "get", lambda self, path, start, length, etag: b"1" * (length - 1))
+        with pytest.raises(SourceUnavailable, match="f1: 99 bytes came of 100"):
+            read(store, 1)
+        store.check()
+    assert read(store, 1) == b"1" * 100
