@@ -22,7 +22,7 @@ from raycache.core.manifest import Manifest
 from raycache.core.placement import rank
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Failed, Fetch, Fetched, Sealed, Worker
-from raycache.errors import Unavailable, WorkerLost
+from raycache.errors import RaycacheError, Unavailable, WorkerLost
 
 CALL_REQUESTS = 256
 """Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
@@ -94,7 +94,10 @@ class Reader:
         self._views = Views(view_bytes, scheduler)
         self._lock = scheduler.lock()
         self._ahead = ReadAhead()
-        self._refreshed = 0.0
+        self._renewed = scheduler.condition(self._lock)
+        self._renewing = False
+        self._renewed_at = 0.0
+        self._renewal_error: RaycacheError | None = None
         self._touched: OrderedDict[bytes, None] = OrderedDict()
         self._plans: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -163,25 +166,39 @@ class Reader:
                 known = len(lost)
                 wants = self._ask(wants, workers, deadline, lost, found)
                 if len(lost) > known:
-                    self._look_for_replacements()
+                    self._renew(REFRESH_S, wait_s=0)
                 continue
             pause_s = next(pauses)
-            if self._scheduler.monotonic() + pause_s > deadline:
+            if self._scheduler.monotonic() + pause_s >= deadline:
                 source = wants[0].manifest.directory.source
-                raise Unavailable(f"{source}: no worker answered within {self._timeout_s:g} s; see `raycache status`")
+                raise Unavailable(
+                    f"{source}: no worker answered within {self._timeout_s:g} s; see `raycache status`"
+                ) from self._renewal_error
             if pause_s:
                 self._scheduler.sleep(pause_s)
-            self._pool.workers(refresh=True)
+            self._renew(0, wait_s=deadline - self._scheduler.monotonic())
             lost.clear()
 
-    def _look_for_replacements(self) -> None:
-        """After a loss: later reads ask whom the master has put in its place. Not at every loss of a burst."""
+    def _renew(self, age_s: float, wait_s: float) -> None:
+        """Have the master asked who there is by now, if its last answer is older than ``age_s``: not at every loss of a
+        burst. Beside the reads, which do not end with a master that is away; waits up to ``wait_s`` for the answer."""
         with self._lock:
-            due = self._scheduler.monotonic() - self._refreshed > REFRESH_S
-            if due:
-                self._refreshed = self._scheduler.monotonic()
-        if due:
+            if not self._renewing and self._scheduler.monotonic() - self._renewed_at >= age_s:
+                self._renewing = True
+                self._scheduler.spawn(self._ask_master, "workers")
+            if wait_s > 0:
+                self._renewed.wait_for(lambda: not self._renewing, wait_s)
+
+    def _ask_master(self) -> None:
+        error: RaycacheError | None = None
+        try:
             self._pool.workers(refresh=True)
+        except RaycacheError as known:
+            error = known
+        finally:
+            with self._lock:
+                self._renewing, self._renewal_error, self._renewed_at = False, error, self._scheduler.monotonic()
+                self._renewed.notify_all()
 
     def _ask(
         self, wants: list[Want], workers: list[Worker], deadline: float, lost: set[str], found: dict[Want, Buffer]
