@@ -30,7 +30,7 @@ from raycache.config import Settings, load_settings
 from raycache.core import archive
 from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
 from raycache.ufs.registry import capture_access
 
@@ -232,7 +232,7 @@ class RemotePool:
         def received(answer: Any) -> Fetched:
             if isinstance(answer, tuple):
                 return Sealed(views[answer[0][0].binary()], answer[1])
-            return answer if isinstance(answer, Failed) else memoryview(answer).cast("B")
+            return answer if isinstance(answer, Filed | Failed) else memoryview(answer).cast("B")
 
         return [received(answer) for answer in wire]
 

@@ -15,14 +15,14 @@ from raycache.actors.plasma import Plasma
 from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
-from raycache.core.values import Failed, Fetch
+from raycache.core.values import Failed, Fetch, Filed
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
-WireAnswer = tuple[Any, tuple[tuple[int, int], ...]] | pickle.PickleBuffer | Failed
+WireAnswer = tuple[Any, tuple[tuple[int, int], ...]] | pickle.PickleBuffer | Filed | Failed
 """A Kept block crosses as ``([ref], holes)``: in a list, so that Ray passes the ref and not the block. Ranges cross as
 PickleBuffers, which spares a copy at either end."""
 
@@ -67,4 +67,4 @@ class WorkerActor:
 def _to_wire(answer: Answer) -> WireAnswer:
     if isinstance(answer, Kept):
         return [answer.handle], answer.holes
-    return answer if isinstance(answer, Failed) else pickle.PickleBuffer(answer)
+    return answer if isinstance(answer, Filed | Failed) else pickle.PickleBuffer(answer)

@@ -1,4 +1,4 @@
-"""Bytes of rows: from views held here, else from the workers that own the blocks.
+"""Bytes of rows: from views held here, from block files of this node, else from the workers that own the blocks.
 
 Responsible for: choosing whom to ask, one call per owner for a batch, holding views of blocks, going on when a worker
 dies. Not responsible for: filling blocks (``store``), or how a call travels (``actors``).
@@ -16,12 +16,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from raycache.client.blockfiles import BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
 from raycache.core.manifest import Manifest
 from raycache.core.placement import rank
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer, Failed, Fetch, Fetched, Sealed, Worker
+from raycache.core.values import Buffer, Failed, Fetch, Filed, Sealed, Worker
 from raycache.errors import RaycacheError, Unavailable, WorkerLost
 
 CALL_REQUESTS = 256
@@ -87,8 +88,16 @@ def readable(sealed: Sealed, offset: int, length: int) -> memoryview | None:
 class Reader:
     """Reads rows."""
 
-    def __init__(self, pool: WorkerPool, view_bytes: int, timeout_s: float, scheduler: Scheduler = THREADS) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        view_bytes: int,
+        timeout_s: float,
+        scheduler: Scheduler = THREADS,
+        files: BlockFiles | None = None,
+    ) -> None:
         self._pool = pool
+        self._files = files or BlockFiles(scheduler=scheduler)
         self._timeout_s = timeout_s
         self._scheduler = scheduler
         self._views = Views(view_bytes, scheduler)
@@ -125,19 +134,35 @@ class Reader:
 
     def _read_wants(self, reads: list[list[Want]]) -> list[Buffer]:
         found: dict[Want, Buffer] = {}
-        missing: list[Want] = []
+        elsewhere: list[Want] = []
         for wants in reads:
             for want in wants:
                 view = self._views.read(want)
                 if view is None:
-                    missing.append(want)
+                    elsewhere.append(want)
                 else:
                     found[want] = view
+        missing, through = self._read_files(elsewhere, found)
         if missing:
             self._hint(missing)
         for batch in _batches(missing):
-            self._fetch(batch, found)
+            self._fetch(batch, through, found)
         return [_joined([found[want] for want in wants]) for wants in reads]
+
+    def _read_files(self, wants: list[Want], found: dict[Want, Buffer]) -> tuple[list[Want], set[Want]]:
+        """Read what lies in block files known here. Returns what does not, and what could not be read so: that is for
+        the worker to read, which sees what is wrong with the file."""
+        known = [want for want in dict.fromkeys(wants) if self._files.knows(want.block_id)]
+        if not known:
+            return wants, set()
+        pieces = [Piece(want.block_id, want.offset, want.length) for want in known]
+        failed: set[Want] = set()
+        for want, data in zip(known, self._files.read(pieces), strict=True):
+            if data is None:
+                failed.add(want)
+            else:
+                found[want] = data
+        return [want for want in wants if want not in found], failed
 
     def _hint(self, missing: Sequence[Want]) -> None:
         """Have filled what is likely to be wanted next, before waiting for what is wanted now."""
@@ -155,8 +180,11 @@ class Reader:
         if calls:
             self._pool.hint(calls)
 
-    def _fetch(self, wants: list[Want], found: dict[Want, Buffer]) -> None:
-        """Ask until all are answered: owners first, then second choices, then what the master has replaced."""
+    def _fetch(self, wants: list[Want], through: set[Want], found: dict[Want, Buffer]) -> None:
+        """Ask until all are answered: owners first, then second choices, then what the master has replaced.
+
+        ``through``: wants that a worker is to answer with bytes, not with the name of a file.
+        """
         deadline = self._scheduler.monotonic() + self._timeout_s
         pauses = _pauses()
         lost: set[str] = set()
@@ -164,7 +192,7 @@ class Reader:
             workers = [worker for worker in self._pool.workers() if worker.worker_id not in lost]
             if workers:
                 known = len(lost)
-                wants = self._ask(wants, workers, deadline, lost, found)
+                wants = self._ask(wants, workers, deadline, lost, through, found)
                 if len(lost) > known:
                     self._renew(REFRESH_S, wait_s=0)
                 continue
@@ -201,18 +229,25 @@ class Reader:
                 self._renewed.notify_all()
 
     def _ask(
-        self, wants: list[Want], workers: list[Worker], deadline: float, lost: set[str], found: dict[Want, Buffer]
+        self,
+        wants: list[Want],
+        workers: list[Worker],
+        deadline: float,
+        lost: set[str],
+        through: set[Want],
+        found: dict[Want, Buffer],
     ) -> list[Want]:
-        """One round: returns what is still unanswered because its worker was lost."""
+        """One round: returns what is still unanswered because its worker was lost, or its file could not be read."""
         calls: dict[str, list[tuple[Want, Fetch]]] = {}
         for want in wants:
             owner = rank(want.block_id, workers)[0]
-            calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner)))
+            calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner, want in through)))
         timeout_s = max(0.1, deadline - self._scheduler.monotonic())
         answers = self._pool.fetch(
             {worker: [fetch for _, fetch in asked] for worker, asked in calls.items()}, timeout_s
         )
         unanswered: list[Want] = []
+        filed: list[Want] = []
         for worker_id, asked in calls.items():
             answer = answers[worker_id]
             if isinstance(answer, WorkerLost):
@@ -220,15 +255,21 @@ class Reader:
                 unanswered.extend(want for want, _ in asked)
                 continue
             for (want, _), fetched in zip(asked, answer, strict=True):
-                found[want] = self._take(want, fetched)
-        return unanswered
+                if isinstance(fetched, Filed):
+                    self._files.learn(worker_id, want.block_id, fetched)
+                    filed.append(want)
+                else:
+                    found[want] = self._take(want, fetched)
+        left, _ = self._read_files(filed, found)
+        through.update(left)
+        return unanswered + left
 
-    def _request(self, want: Want, owner: Worker) -> Fetch:
-        return Fetch(
-            want.block_id, self._plan(want), want.offset, want.length, owner.local or self._touch(want.block_id)
-        )
+    def _request(self, want: Want, owner: Worker, through: bool) -> Fetch:
+        whole = owner.local or self._touch(want.block_id)
+        named = owner.local and not through and self._files.usable(owner.worker_id)
+        return Fetch(want.block_id, self._plan(want), want.offset, want.length, whole, named)
 
-    def _take(self, want: Want, fetched: Fetched) -> Buffer:
+    def _take(self, want: Want, fetched: Sealed | Buffer | Failed) -> Buffer:
         if isinstance(fetched, Failed):
             raise fetched.error
         if not isinstance(fetched, Sealed):

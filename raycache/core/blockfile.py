@@ -72,6 +72,10 @@ class Header:
         stop = -(-(offset + length) // self.chunk_bytes) * self.chunk_bytes
         return start, min(stop, self.size_bytes)
 
+    def meets_hole(self, offset: int, length: int) -> bool:
+        """Whether a range wants bytes that the source did not have."""
+        return any(start < offset + length and offset < stop for start, stop in self.holes)
+
     def check(self, start: int, data: Buffer | bytearray) -> None:
         """Whether ``data``, whole chunks from ``start`` on, is what was written. Raises BadFile."""
         first = start // self.chunk_bytes

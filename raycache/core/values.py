@@ -87,6 +87,8 @@ class Fetch:
     length: int
     whole: bool
     """The client can map the block or wants all of it; else only the range is sent."""
+    named: bool = False
+    """The client may be able to open the worker's block files: it can be told which one instead of being sent bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,16 @@ class Failed:
     error: Exception
 
 
-Fetched = Sealed | Buffer | Failed
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """A block in a file of the worker's node, for a client that can open it."""
+
+    path: str
+    header: bytes
+    """As ``core.blockfile`` decodes it; checked."""
+
+
+Fetched = Sealed | Filed | Buffer | Failed
 
 
 @dataclass(frozen=True, slots=True)

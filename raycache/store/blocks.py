@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Part
+from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.flight import Flight
 from raycache.store.tiers import Kept, Tiers
@@ -54,7 +54,7 @@ class Counters:
     """Blocks fetched whole and not kept: the store had no room, or the source failed."""
 
 
-Answer = Kept | Buffer | Failed
+Answer = Kept | Filed | Buffer | Failed
 
 
 class BlockStore:
@@ -94,7 +94,8 @@ class BlockStore:
         self._tiers.close()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[Answer]:
-        """Answer reads: a Kept block where it is held and wanted whole, the bytes of the range, or a Failed.
+        """Answer reads: a Kept block where it is held and wanted whole, a Filed one where it is on disk and the client
+        may open it, the bytes of the range, or a Failed.
 
         All of them are asked for before the first is waited for. After ``timeout_s`` the rest fails as Unavailable.
         """
@@ -195,7 +196,7 @@ class BlockStore:
                     return Failed(self._hole_error(request))
             self._tiers.drop(request.block_id)
             return None
-        return self._tiers.read(stored, request.offset, request.length, whole=request.whole)
+        return self._tiers.read(stored, request.offset, request.length, whole=request.whole, named=request.named)
 
     def _fill(self, flight: Flight) -> bool:
         """Turn a probe into a fill; False when no tier has room for it."""

@@ -33,7 +33,7 @@ from raycache.core import blockfile
 from raycache.core.blockfile import BadFile, Header, Hole
 from raycache.core.eviction import Policy, make_policy
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer
+from raycache.core.values import Buffer, Filed
 from raycache.store.fileops import FileOps, medium
 from raycache.store.ledger import Ledger, Reservation
 
@@ -54,8 +54,11 @@ _log = logging.getLogger("raycache.store")
 class OpenBlock:
     """A block file that is open. The descriptor is closed with the last reference: a reader's outlives the file."""
 
+    path: Path
     fd: int
     header: Header
+    packed: bytes
+    """The header as it is in the file."""
     since: float
     """When its header was read, on the monotonic clock: holes are believed from then on."""
     files: FileOps
@@ -211,6 +214,12 @@ class Directory:
             self._figures.hits += 1
         return data
 
+    def name(self, block: OpenBlock) -> Filed:
+        """Where a client of this node reads the block by itself."""
+        with self._lock:
+            self._figures.hits += 1
+        return Filed(str(block.path), block.packed)
+
     def drop(self, block_id: bytes) -> bool:
         """Delete a block's file and give its bytes back; False when it cannot be deleted."""
         try:
@@ -287,16 +296,18 @@ class Directory:
         return None
 
     def _open_checked(self, block_id: bytes) -> OpenBlock:
-        fd, size_bytes = self._files.open_to_read(self._path(block_id))
+        path = self._path(block_id)
+        fd, size_bytes = self._files.open_to_read(path)
         try:
             length = blockfile.header_bytes(self._files.pread(fd, blockfile.PREFIX_BYTES, 0))
-            header = blockfile.decode(self._files.pread(fd, length, 0))
+            packed = bytes(self._files.pread(fd, length, 0))
+            header = blockfile.decode(packed)
             if size_bytes != header.file_bytes or header.block_id != block_id:
                 raise BadFile(f"{size_bytes} bytes, where its header says {header.file_bytes}")
         except BaseException:
             self._files.close(fd)
             raise
-        return OpenBlock(fd, header, self._clock(), self._files)
+        return OpenBlock(path, fd, header, packed, self._clock(), self._files)
 
     def _path(self, block_id: bytes) -> Path:
         name = block_id.hex()

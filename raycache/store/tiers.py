@@ -18,7 +18,7 @@ from raycache.config import Eviction
 from raycache.core.blockfile import Hole
 from raycache.core.eviction import make_policy
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer
+from raycache.core.values import Buffer, Filed
 from raycache.errors import Unavailable
 from raycache.store.directory import Directory, OpenBlock
 from raycache.store.ledger import Ledger, Reservation
@@ -112,8 +112,11 @@ class Tiers:
                 return Stored(directory, block)
         return None
 
-    def read(self, stored: Stored, offset: int, length: int, *, whole: bool) -> Kept | Buffer | None:
-        """The block, brought up where it is wanted whole and memory has free bytes, else the bytes of a range.
+    def read(
+        self, stored: Stored, offset: int, length: int, *, whole: bool, named: bool = False
+    ) -> Kept | Filed | Buffer | None:
+        """The block, brought up where it is wanted whole and memory has free bytes, else the bytes of a range; with
+        ``named`` the name of its file in their place.
 
         None when the directory failed or the bytes were not those that were written.
         """
@@ -122,6 +125,8 @@ class Tiers:
         if whole:
             with self._lock:
                 reservation = self._ledger.reserve(header.block_id, header.size_bytes, evict=False)
+        if reservation is None and named:
+            return stored.directory.name(stored.block)
         if reservation is None:
             return stored.directory.read(stored.block, offset, length)
         kept = None

@@ -10,17 +10,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from raycache.client.blockfiles import BlockFiles
 from raycache.client.filesystem import FileSystem
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
 from raycache.store.blocks import BlockStore
+from raycache.store.directory import Directory
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import Sources
@@ -196,7 +198,10 @@ class InProcessCache:
         view_bytes: int = 1 << 30,
         catalog: str = ":memory:",
         fetchers: int = 4,
+        directories: Callable[[], Sequence[Directory]] = tuple,
+        files: BlockFiles | None = None,
     ) -> None:
+        """``directories``: makes the disk tiers of one worker, open. ``files``: how the client reads them."""
         limits = Limits(request_timeout_s=5)
         ticks = iter(range(1, 1 << 60))
         self.metadata = Metadata(Catalog.open(catalog), {}, limits, block_bytes, lambda: next(ticks))
@@ -204,14 +209,14 @@ class InProcessCache:
         self.sources = Sources(self.metadata.access, limits)
 
         def make() -> BlockStore:
-            store = BlockStore(Tiers(self.memory, quota_bytes), self.sources, fetchers)
+            store = BlockStore(Tiers(self.memory, quota_bytes, directories()), self.sources, fetchers)
             store.start()
             return store
 
         self.pool = InProcessPool(make, workers)
         self.master = InProcessMaster(self.metadata, lambda: list(self.pool.workers()))
         self.namespace = Namespace(self.master)
-        self.reader = Reader(self.pool, view_bytes, timeout_s=10)
+        self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)
 
     def __enter__(self) -> InProcessCache:
@@ -238,4 +243,4 @@ class InProcessCache:
 def _fetched(answer: Any) -> Fetched:
     if isinstance(answer, Kept):
         return Sealed(answer.view, answer.holes)
-    return answer if isinstance(answer, Failed) else memoryview(answer)
+    return answer if isinstance(answer, Filed | Failed) else memoryview(answer)

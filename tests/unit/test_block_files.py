@@ -1,0 +1,248 @@
+"""Block files that the client reads itself: no call per read, every byte checked, the worker told of what is bad."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycache.client import blockfiles
+from raycache.client.blockfiles import BlockFiles
+from raycache.config import Tier
+from raycache.core.lane import Lane, Overdue
+from raycache.core.values import Filed
+from raycache.store.directory import Directory, open_directories
+from raycache.testing.inprocess import InProcessCache
+
+FILES, BLOCK_BYTES = 60, 1 << 20
+SIZES = {name: size for number in range(FILES) for name, size in [(f"{number:02d}", 30_000 + 2_500 * number)]}
+
+
+def body(name: str) -> bytes:
+    return random.Random(name).randbytes(SIZES[name])
+
+
+class Disk:
+    """preadv that tests can hold up; counts."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.hold: threading.Event | None = None
+        self.held = threading.Semaphore(0)
+
+    def __call__(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        self.reads += 1
+        if (hold := self.hold) is not None:
+            self.held.release()
+            assert hold.wait(30)
+        return os.preadv(fd, buffers, offset)
+
+
+class Cached:
+    """A cache whose blocks all lie in one directory, and a client that reads its files."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "data").mkdir()
+        for name in SIZES:
+            (home / "data" / name).write_bytes(body(name))
+        self.disk = Disk()
+        self.lane = Lane(4, 0.2, "test")
+        self.made: list[Directory] = []
+        self.cache = InProcessCache(
+            quota_bytes=0, block_bytes=BLOCK_BYTES, directories=self.directories, files=BlockFiles(self.lane, self.disk)
+        )
+        self.cache.files.attach(str(home / "data"), "data", {})
+        (self.store,) = self.cache.pool.stores.values()
+        self.read(*SIZES)
+        assert self.store.settle(10)
+        assert self.directory.status()["blocks"] == len(self.block_files()) > 4
+        self.counts()
+
+    def directories(self) -> list[Directory]:
+        self.made = open_directories([Tier(self.home / "tier", 1 << 30)], "test", "keep")
+        return self.made
+
+    @property
+    def directory(self) -> Directory:
+        return self.made[0]
+
+    def block_files(self) -> list[Path]:
+        return sorted((self.home / "tier").glob("blocks-*/??/*"))
+
+    def read(self, *names: str) -> None:
+        """Read and check files, in one call."""
+        for name, data in zip(names, self.cache.files.read_many([f"raycache://data/{n}" for n in names]), strict=True):
+            assert bytes(data) == body(name), name
+
+    def counts(self) -> dict[str, int]:
+        """Since the last time: calls to the worker, reads of the disk by the client, requests to the source."""
+        now = {
+            "calls": self.cache.pool.calls,
+            "disk": self.disk.reads,
+            "source": self.store.status()["counters"]["ufs_requests"],
+        }
+        before = getattr(self, "_before", dict.fromkeys(now, 0))
+        self._before = now
+        return {name: now[name] - before[name] for name in now}
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[Cached]:
+    cached = Cached(tmp_path)
+    yield cached
+    cached.cache.close()
+
+
+def test_a_worker_is_asked_once_per_block(cached: Cached) -> None:
+    names = list(SIZES)
+    random.Random(1).shuffle(names)
+    for name in names:
+        cached.read(name)
+    assert cached.counts() == {"calls": len(cached.block_files()), "disk": FILES, "source": 0}
+    cached.read(*names)
+    assert cached.counts() == {"calls": 0, "disk": FILES, "source": 0}
+    assert cached.directory.status()["hits"] == len(cached.block_files())
+
+
+def test_parts_of_files_are_what_they_should_be(cached: Cached) -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        name = rng.choice(list(SIZES))
+        offset = rng.randrange(SIZES[name])
+        length = rng.choice([1, 100, 16_384, 70_000, 200_000])
+        with cached.cache.files.open(f"raycache://data/{name}", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(length)
+        assert data == body(name)[offset : offset + length]
+    assert cached.counts()["source"] == 0
+
+
+def test_flipped_bytes_are_never_seen_and_the_worker_drops_the_block(cached: Cached) -> None:
+    cached.read(*SIZES)
+    for path in cached.block_files():
+        raw = bytearray(path.read_bytes())
+        for at in range(len(raw) // 2, len(raw), 50_000):
+            raw[at] ^= 1
+        path.write_bytes(raw)  # the same file: clients have it open
+    blocks = len(cached.block_files())
+    cached.read(*SIZES)
+    cached.read(*SIZES)
+    status = cached.directory.status()
+    assert (status["corrupt"], status["out_of_service"]) == (blocks, None)
+    assert cached.store.settle(10)
+    cached.read(*SIZES)
+    cached.counts()
+    cached.read(*SIZES)
+    assert cached.counts()["source"] == 0, "all of it is there again"
+
+
+def test_a_dropped_block_gives_its_bytes_back_and_is_read_from_the_source(cached: Cached) -> None:
+    cached.read(*SIZES)
+    paths = cached.block_files()
+    held = [os.open(path, os.O_RDONLY) for path in paths]
+    for path in paths:
+        assert cached.directory.drop(bytes.fromhex(path.name))
+    assert [os.fstat(fd).st_blocks for fd in held] == [0] * len(held), "although the client has them open"
+    for fd in held:
+        os.close(fd)
+    cached.counts()
+    cached.read(*SIZES)
+    assert cached.counts()["source"] > 0
+    assert cached.directory.status()["corrupt"] == 0, "a block that was dropped is not a damaged one"
+
+
+@pytest.mark.parametrize("how", ["other container", "other user"])
+def test_files_that_cannot_be_opened_are_read_by_the_worker(
+    cached: Cached, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = PermissionError(13, "not yours") if how == "other user" else FileNotFoundError(2, "not here")
+    really = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **most: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise error
+        return really(path, flags, *more, **most)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    monkeypatch.setattr(blockfiles, "DIRECT_BYTES", 0)
+    cached.read(*SIZES)
+    assert cached.counts()["source"] == cached.counts()["disk"] == 0
+    calls = cached.cache.pool.calls
+    cached.read("00")
+    assert cached.cache.pool.calls == calls + 1, "it is not asked for names again so soon"
+
+
+def test_a_hanging_disk_holds_reads_up_once(cached: Cached) -> None:
+    cached.read(*SIZES)
+    cached.counts()
+    cached.disk.hold = threading.Event()
+    cached.read("00")  # the first one waits for the deadline of the lane, then the worker is asked
+    assert cached.lane.overdue == 1
+    hung = cached.disk.reads
+    cached.read(*SIZES)
+    assert cached.disk.reads == hung, "nobody else is sent to that disk"
+    hold, cached.disk.hold = cached.disk.hold, None
+    hold.set()
+    while cached.lane.overdue:
+        pass
+    cached.counts()
+    cached.read(*SIZES)
+    assert cached.counts()["disk"] == FILES
+
+
+def test_descriptors_and_headers_are_bounded(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockfiles, "OPEN_BLOCKS", 2)
+    files = BlockFiles()
+    before = len(os.listdir("/proc/self/fd"))
+    ids = [bytes.fromhex(path.name) for path in cached.block_files()]
+    filed: dict[bytes, Filed] = {}
+    for block_id in ids:
+        block = cached.directory.find(block_id)
+        assert block is not None
+        filed[block_id] = cached.directory.name(block)
+        files.learn("w", block_id, filed[block_id])
+    for _ in range(2):
+        for block_id in ids:
+            (data,) = files.read([blockfiles.Piece(block_id, 0, 100_000)])
+            assert data is not None
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 + len(ids)  # the directory has all of them open
+    monkeypatch.setattr(blockfiles, "HEADERS_BYTES", 2 * len(filed[ids[0]].header))
+    files.learn("w", ids[0], filed[ids[0]])
+    assert [files.knows(block_id) for block_id in ids].count(True) == 2
+
+
+def test_many_threads(cached: Cached) -> None:
+    def epoch(seed: int) -> None:
+        names = list(SIZES)
+        random.Random(seed).shuffle(names)
+        for name in names:
+            cached.read(name)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(epoch, range(8)))
+    assert cached.counts()["source"] == 0
+
+
+def test_a_lane_refuses_while_a_call_is_overdue_and_undoes_what_came_late() -> None:
+    lane = Lane(2, 0.05, "test")
+    gate, undone = threading.Event(), threading.Event()
+    with pytest.raises(Overdue):
+        lane.call(lambda: gate.wait(30), late=undone.set)
+    with pytest.raises(Overdue):
+        lane.call(lambda: 1)
+    assert (lane.overdue, lane.refused, undone.is_set()) == (1, 2, False)
+    gate.set()
+    assert undone.wait(30)
+    while lane.overdue:
+        pass
+    assert lane.call(lambda: 1) == 1
+    with pytest.raises(ValueError, match="mine"):
+        lane.call(lambda: int("mine"))
