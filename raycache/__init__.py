@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "dataset",
     "disconnect",
+    "drain",
     "errors",
     "exists",
     "exists_many",
@@ -267,6 +268,16 @@ def status() -> dict[str, Any]:
 
     cluster = _cluster(start=False)
     return {**cluster.status(), "mounts": list_mounts(cluster.settings)}
+
+
+def drain(node: str, *, undo: bool = False) -> str:
+    """Have the worker of a node move what it holds to the others, and leave; returns the id of the Ray node.
+
+    Returns at once: ``status()`` shows the worker as draining, and the node under ``drained`` when it is done.
+    ``node``: id or name of the Ray node, or id of its worker; the beginning of an id will do. ``undo``: give the node
+    its worker back. Raises NotFound, InvalidInput (several nodes are meant; the last one that does not leave).
+    """
+    return _cluster(start=False).master.drain(node, undo)
 
 
 def disconnect() -> None:

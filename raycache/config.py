@@ -77,7 +77,12 @@ class Tier(NamedTuple):
     """A directory in which a worker may keep blocks."""
 
     directory: Path
+    """``{node}`` in it stands for the name of the worker's node, where several nodes of one machine share its disks."""
     quota_bytes: int
+
+    def on(self, node_name: str) -> Tier:
+        """This tier as a node of that name has it (Ray's ``--node-name``; its address where none was given)."""
+        return self._replace(directory=Path(str(self.directory).replace("{node}", node_name.replace("/", "-"))))
 
     def __str__(self) -> str:
         """As ``parse_tiers`` reads it."""
@@ -152,7 +157,8 @@ class Settings(BaseSettings):
     Ray begins to spill."""
     tiers: Tiers = ()
     """Directories where each worker keeps blocks that memory has no room for, in this order: DIRECTORY:SIZE each, in
-    RAYCACHE_TIERS separated by commas. The size is a quota per worker; blocks lie in a directory per namespace."""
+    RAYCACHE_TIERS separated by commas. The size is a quota per worker; blocks lie in a directory per namespace.
+    ``{node}`` in one is the name of the Ray node: needed only where several nodes share one machine's disks."""
     eviction: Eviction = "keep"
     """What a full tier does with one more block: refuse it, or let another one go for it (see core/eviction.py)."""
     block_bytes: Size = Field(default=32 * 2**20, gt=0)

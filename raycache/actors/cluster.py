@@ -30,12 +30,15 @@ from raycache.config import Settings, load_settings
 from raycache.core import archive
 from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
+from raycache.core.membership import View
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
-from raycache.errors import ClusterUnavailable, InvalidInput, Unavailable, WorkerLost
+from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
 from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
+VIEW_S = 5.0
+"""Deadline for a worker to tell who is there."""
 _KEEPS_DYING = "the raycache master keeps dying; see its log under the Ray session's logs"
 FIXED_SETTINGS = ("mem", "tiers", "eviction", "block_bytes")
 """What shapes a cache, and cannot be changed while it runs."""
@@ -130,9 +133,13 @@ class RemoteMaster:
         """See ListingsApi."""
         self._call("cancel_listing", job_id)
 
-    def workers(self) -> list[Worker]:
+    def view(self) -> View:
         """See MasterApi."""
-        return self._call("workers")  # type: ignore[no-any-return]
+        return self._call("view")  # type: ignore[no-any-return]
+
+    def drain(self, node: str, undo: bool) -> str:
+        """See Fleet.drain."""
+        return self._call("drain", node, undo)  # type: ignore[no-any-return]
 
     def settings(self) -> Settings:
         """What the running cache was made with."""
@@ -182,17 +189,40 @@ class RemotePool:
         self._namespace = namespace
         self._node_id = ray.get_runtime_context().get_node_id()
         self._lock = threading.Lock()
-        self._workers: tuple[Worker, ...] = ()
+        self._view = View()
         self._handles: dict[str, Any] = {}
+        self._newer: tuple[int, str] = (0, "")
+        """Number of the newest view that a worker told of, and that worker."""
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See WorkerPool. A later view that a worker told of is fetched from that worker: reads wait for no master."""
+        if refresh or not self._view.workers:
+            self._adopt(self._master.view())
+        elif self._newer[0] > self._view.number:
+            self._follow(*self._newer)
+        return self._view.workers
+
+    def replicas(self, dataset: str) -> int:
         """See WorkerPool."""
-        if refresh or not self._workers:
-            found = self._master.workers()
-            with self._lock:
-                self._workers = tuple(replace(worker, local=worker.worker_id == self._node_id) for worker in found)
-                self._handles.clear()
-        return self._workers
+        return self._view.copies(dataset)
+
+    def _follow(self, number: int, worker_id: str) -> None:
+        with self._lock:
+            if self._newer[0] != number:
+                return  # another thread is at it
+            self._newer = (0, "")
+        try:
+            self._adopt(get(self._handle(worker_id).view.remote(), VIEW_S, f"worker {worker_id[:8]}"))
+        except (ValueError, RaycacheError, ray.exceptions.RayError):
+            return  # the next answer tells of it again
+
+    def _adopt(self, view: View) -> None:
+        with self._lock:
+            if view.number < self._view.number:
+                return
+            local = (replace(worker, local=worker.node_id == self._node_id) for worker in view.workers)
+            self._view = replace(view, workers=tuple(local))
+            self._handles.clear()
 
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """See WorkerPool. A worker that is gone misses nothing."""
@@ -225,7 +255,9 @@ class RemotePool:
     def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> list[Fetched]:
         what = f"worker {worker_id[:8]}"
         # The worker gives up at timeout_s and says why; only one that is stuck or dead needs the extra second.
-        wire = get(ref, timeout_s + 1, what)
+        number, wire = get(ref, timeout_s + 1, what)
+        if number > self._view.number:
+            self._newer = (number, worker_id)
         refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}
         views = dict(zip(refs, get_views(list(refs.values()), timeout_s + 1, what), strict=True))
 
@@ -240,7 +272,10 @@ class RemotePool:
         with self._lock:
             handle = self._handles.get(worker_id)
             if handle is None:
-                handle = ray.get_actor(worker_name(worker_id), namespace=self._namespace)
+                worker = self._view.find(worker_id)
+                if worker is None:
+                    raise ValueError(f"it is not in view {self._view.number}")
+                handle = ray.get_actor(worker_name(worker.node_id), namespace=self._namespace)
                 self._handles[worker_id] = handle
         return handle
 
@@ -254,7 +289,7 @@ class Cluster:
         self.master = master
         self.pool = RemotePool(master, settings.namespace)
         self.namespace = Namespace(master)
-        local_bytes = sum(worker.capacity_bytes for worker in self.pool.workers() if worker.local)
+        local_bytes = sum(worker.memory_bytes for worker in self.pool.workers() if worker.local)
         self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
         self.files = FileSystem(self.namespace, self.reader)
 

@@ -1,4 +1,4 @@
-"""The master actor: a shell around ``meta.Metadata``, and the loop that keeps one worker on every node."""
+"""The master actor: a shell around ``meta.Metadata``, and around the ``Fleet`` of workers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any
 
 import ray
 
-from raycache.actors.names import METHOD_TIMEOUT_S, worker_name, worker_options
+from raycache.actors.fleet import Fleet, store_bytes
+from raycache.actors.names import METHOD_TIMEOUT_S
 from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
-from raycache.actors.transport import get
-from raycache.actors.worker import WorkerActor
-from raycache.config import Settings, parse_memory
-from raycache.core.values import Dataset, Failed, ListingJob, Worker
-from raycache.errors import Unavailable
+from raycache.config import Settings
+from raycache.core.membership import View
+from raycache.core.values import Dataset, Failed, ListingJob
 from raycache.meta.backup import Backup, RegularBackup, back_up
 from raycache.meta.catalog import Catalog
 from raycache.meta.lock import CatalogLock
@@ -30,11 +29,8 @@ from raycache.ufs.base import Limits
 from raycache.ufs.registry import open_ufs
 from raycache.ufs.sources import SourceAccess
 
-RECONCILE_S = 2.0
 REFRESH_POLL_S = 0.25
 """How often the master looks whether a dataset is due to be refreshed."""
-# Made once: each call of ray.remote would export the class to the cluster again.
-_REMOTE_WORKER: Any = ray.remote(WorkerActor)
 _log = logging.getLogger("raycache.master")
 
 
@@ -55,7 +51,7 @@ class MasterActor:
         if settings.backup_to is not None:
             threading.Thread(target=self._backups.run, args=(threading.Event(),), name="backup", daemon=True).start()
         self._published = PublishedManifests(_own_store_bytes())
-        self._fleet = Fleet(settings)
+        self._fleet = Fleet(settings, self._replicas)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
         threading.Thread(
             target=_refresh_by_itself, args=(self._metadata.refresher,), name="refresh", daemon=True
@@ -129,9 +125,16 @@ class MasterActor:
         """See TreeListings.cancel."""
         self._metadata.listings.cancel(job_id)
 
-    def workers(self) -> list[Worker]:
-        """See Fleet.reconcile."""
-        return self._fleet.reconcile()
+    def view(self) -> View:
+        """See Fleet.view."""
+        return self._fleet.view()
+
+    def drain(self, node: str, undo: bool) -> str:
+        """See Fleet.drain."""
+        return self._fleet.drain(node, undo)
+
+    def _replicas(self) -> dict[str, int]:
+        return {dataset.name: dataset.retention.replicas for dataset in self._metadata.datasets()}
 
     def settings(self) -> Settings:
         """What this cache was made with."""
@@ -145,7 +148,7 @@ class MasterActor:
             "datasets": self._metadata.status(),
             "rebuilt": self._metadata.rebuilt,
             "backup": {"to": self._settings.backup_to, **self._backups.status()},
-            "workers": self._fleet.status(),
+            **self._fleet.status(),
         }
 
 
@@ -153,11 +156,7 @@ def _own_store_bytes() -> int:
     """Size of the object store of the node that this process is on."""
     mine = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return next(_store_bytes(node) for node in nodes if node["NodeID"] == mine)
-
-
-def _store_bytes(node: dict[str, Any]) -> int:
-    return int(node["Resources"].get("object_store_memory", 0))
+    return next(store_bytes(node) for node in nodes if node["NodeID"] == mine)
 
 
 def _back_up(settings: Settings, vault: Vault, limits: Limits) -> Backup:
@@ -176,53 +175,3 @@ def _refresh_by_itself(refresher: Refresher) -> None:
             busy = False
         if not busy:
             time.sleep(REFRESH_POLL_S)
-
-
-class Fleet:
-    """One worker on each live node: what there is, compared in a loop with what there should be."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-
-    def run(self) -> None:
-        """Reconcile for ever."""
-        while True:
-            try:
-                self.reconcile()
-            except Exception:  # noqa: BLE001 - the loop must outlive whatever Ray reports; the next round tries again
-                _log.exception("cannot reconcile workers")
-            time.sleep(RECONCILE_S)
-
-    def reconcile(self) -> list[Worker]:
-        """Give every live node its worker and return them."""
-        with self._lock:
-            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            return [self._ensure(node) for node in nodes if node["Alive"]]
-
-    def _ensure(self, node: dict[str, Any]) -> Worker:
-        node_id = node["NodeID"]
-        store_bytes = _store_bytes(node)
-        # More than the object store holds would make Ray spill what we keep.
-        quota_bytes = min(parse_memory(self._settings.mem, store_bytes), store_bytes)
-        options = worker_options(self._settings.namespace, node_id)
-        _REMOTE_WORKER.options(**options).remote(self._settings, quota_bytes)
-        return Worker(node_id, quota_bytes)
-
-    def capacity_bytes(self) -> int:
-        """What all workers together may keep, in all their tiers."""
-        on_disk = sum(tier.quota_bytes for tier in self._settings.tiers)
-        return sum(worker.capacity_bytes + on_disk for worker in self.reconcile())
-
-    def status(self) -> list[dict[str, Any]]:
-        """Each worker's own figures."""
-        found = []
-        for worker in self.reconcile():
-            about: dict[str, Any] = {"worker_id": worker.worker_id, "mem_quota_bytes": worker.capacity_bytes}
-            try:
-                handle = ray.get_actor(worker_name(worker.worker_id), namespace=self._settings.namespace)
-                about |= get(handle.status.remote(), METHOD_TIMEOUT_S / 3, f"worker {worker.worker_id[:8]}")
-            except (Unavailable, ValueError) as error:
-                about["error"] = str(error)
-            found.append(about)
-        return found

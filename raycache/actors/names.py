@@ -11,6 +11,10 @@ METHOD_TIMEOUT_S = 30.0
 """Deadline of a control call that asks no under file system."""
 
 
+WORKER_GROUPS = {"control": 8, "lending": 16, "taking": 8}
+"""Threads of a worker that readers cannot use up: for what the master and other workers ask. A worker that takes a
+block over waits for another one that lends it, never the other way round: no ring of workers waits for itself."""
+
 _LEAN = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "2"}
 """What listed millions of files gives its memory back: large buffers are mapped and unmapped. Arrow's own allocator and
 glibc's defaults kept 0.5 GB after five million files."""

@@ -78,6 +78,23 @@ class PublishedManifests:
         return ref
 
 
+class Register:
+    """What the fleet must know after a restart of the master, in the memory of Ray's GCS: it is of use for as long as
+    the cluster lives, and no longer."""
+
+    def __init__(self, namespace: str) -> None:
+        self._prefix = f"raycache:{namespace}:fleet:"
+
+    def get(self, name: str) -> bytes | None:
+        """What was put under a name."""
+        found: bytes | None = internal_kv._internal_kv_get(self._prefix + name)
+        return found
+
+    def put(self, name: str, value: bytes) -> None:
+        """Keep something under a name."""
+        internal_kv._internal_kv_put(self._prefix + name, value, overwrite=True)
+
+
 BACKUP = "backup:"
 """What reaches ``backup_to`` lies in the vault under this name, which no dataset can have."""
 

@@ -1,7 +1,7 @@
 """Joining Ray, and calling actors: deadlines on every call, and Ray's errors turned into ours.
 
 This is the only module that uses private parts of Ray, for what has no public way in 2.60: to ask a cluster whether it
-takes our token before ``ray.init`` does, which would retry for 20 seconds or hang.
+takes our token before ``ray.init`` does, which would retry for 20 seconds or hang; and which nodes are about to leave.
 """
 
 from __future__ import annotations
@@ -139,6 +139,13 @@ def _init(address: str, settings: Settings) -> None:
         raise ClusterUnavailable(f"the Ray cluster at {address} accepts connections but did not let us join in time")
     if failure:
         raise ClusterUnavailable(f"cannot join the Ray cluster at {address}: {failure[0]}") from failure[0]
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that Ray is about to take away: scaled in by the autoscaler, or preempted."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
 
 
 def get(ref: Any, timeout_s: float, what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +12,18 @@ import ray
 
 import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
+from raycache.actors.peers import RemotePeers
 from raycache.actors.plasma import Plasma
 from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
+from raycache.core.membership import Report, View
 from raycache.core.values import Failed, Fetch, Filed
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
+from raycache.store.identity import find_identity
+from raycache.store.moving import Mover
+from raycache.store.peers import About, Peers
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
@@ -28,32 +34,65 @@ PickleBuffers, which spares a copy at either end."""
 
 
 class WorkerActor:
-    """See BlockStore."""
+    """See BlockStore and Mover."""
 
-    def __init__(self, settings: Settings, quota_bytes: int) -> None:
+    def __init__(self, settings: Settings, quota_bytes: int, node_name: str) -> None:
         self._settings = settings
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
         sources = Sources(self._access, limits)
-        tiers = Tiers(
-            Plasma(),
-            quota_bytes,
-            open_directories(settings.tiers, settings.namespace, settings.eviction),
-            settings.eviction,
-        )
-        self._store = BlockStore(tiers, sources, settings.fetch_concurrency)
+        own = [tier.on(node_name) for tier in settings.tiers]
+        directories = open_directories(own, settings.namespace, settings.eviction)
+        usable = [directory.path for directory in directories if directory.in_service]
+        identity = find_identity(usable, lambda: uuid.uuid4().hex)
+        tiers = Tiers(Plasma(), quota_bytes, directories, settings.eviction)
+        peers = Peers(RemotePeers(settings.namespace))
+        self._store = BlockStore(tiers, sources, settings.fetch_concurrency, peers=peers)
+        self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex)
         self._store.start()
+        self._mover.start()
 
-    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[WireAnswer]:
-        """See BlockStore.fetch."""
-        return [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
+        """See BlockStore.fetch; with the number of the view that clients should have."""
+        return self._mover.settled, [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
         """See BlockStore.hint."""
         self._store.hint(packed_plans)
 
+    def read_for(self, request: Fetch, timeout_s: float) -> WireAnswer:
+        """A range for another worker."""
+        return _to_wire(self._store.fetch([request], timeout_s, direct=True)[0])
+
+    @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
         return {"pid": os.getpid(), **self._store.status()}
+
+    @ray.method(concurrency_group="control")
+    def view(self) -> View:
+        """See Mover.view."""
+        return self._mover.view
+
+    @ray.method(concurrency_group="control")
+    def configure(self, view: View, me: str | None, settled: int) -> Report:
+        """See Mover.adopt."""
+        return self._mover.adopt(view, me, settled)
+
+    @ray.method(concurrency_group="control")
+    def offer(self, giver: str, block_ids: Sequence[bytes]) -> list[bool]:
+        """See Mover.offered."""
+        return self._mover.offered(giver, block_ids)
+
+    @ray.method(concurrency_group="lending")
+    def lend(self, block_id: bytes) -> WireAnswer | None:
+        """See BlockStore.lend."""
+        found = self._store.lend(block_id)
+        return None if found is None else _to_wire(found)
+
+    @ray.method(concurrency_group="taking")
+    def take(self, giver: str, block: About, timeout_s: float) -> bool:
+        """See BlockStore.take."""
+        return self._store.take(giver, block, timeout_s)
 
     def _access(self, dataset: str) -> SourceAccess:
         def ask() -> SourceAccess:

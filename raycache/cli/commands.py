@@ -263,6 +263,23 @@ def refresh(
 
 
 @app.command()
+def drain(
+    node: Annotated[str, typer.Argument(help="Id or name of a Ray node, or id of its worker, as `status` shows them.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Give the node its worker back.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a node's worker move what it holds to the others, and leave; `status` shows how far it is."""
+    from raycache.actors.cluster import current
+
+    node_id = current(_settings(address), start=False).master.drain(node, undo)
+    if as_json:
+        print_json({"node_id": node_id, "undo": undo})
+    else:
+        _out.print(f"node {node_id} {'is in service again' if undo else 'is draining'}", markup=False)
+
+
+@app.command()
 def status(address: Address = None, as_json: AsJson = False) -> None:
     """Show master, workers, datasets and this node's mounts."""
     from raycache.actors.cluster import current

@@ -97,6 +97,7 @@ def status(out: Console, about: dict[str, Any]) -> None:
             decimal(counters["ufs_bytes"]),
         )
     out.print(table)
+    _nodes(out, about["workers"], about["drained"])
     _tiers(out, about["workers"])
     if about["rebuilt"]:
         out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
@@ -202,6 +203,27 @@ def _backup(about: dict[str, Any]) -> Text:
         return Text(f"backup to {about['to']} failed {about['failed']} time(s): {about['error']}", "red")
     when = f"last at {_time(int(about['last_s'] * 1e9))}" if about["last_s"] else "none yet"
     return Text(f"backup to {about['to']}: {when}")
+
+
+def _nodes(out: Console, workers: Sequence[dict[str, Any]], drained: Sequence[str]) -> None:
+    """Where the workers are, and what passes between them."""
+    table = _table("worker", "node", "capacity", "state", "blocks from peers", "from peers", "failed", "blocks given")
+    for worker in workers:
+        counters = worker.get("counters", {})
+        table.add_row(
+            worker["worker_id"][:8],
+            worker["node_id"][:8],
+            decimal(worker["capacity_bytes"]),
+            Text("draining", "yellow") if worker["draining"] else "serves",
+            f"{counters.get('peer_blocks', 0):,}",
+            decimal(counters.get("peer_bytes", 0)),
+            f"{counters.get('peer_failures', 0):,}",
+            f"{counters.get('given_blocks', 0):,}",
+        )
+    if len(workers) + len(drained) > 1:
+        out.print(table)
+    for node_id in drained:
+        out.print(Text(f"node {node_id[:8]} is drained: it has no worker and can be taken away", "yellow"))
 
 
 def _tiers(out: Console, workers: Sequence[dict[str, Any]]) -> None:

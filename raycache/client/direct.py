@@ -20,6 +20,7 @@ import pyarrow as pa
 from raycache.client.protocols import MasterApi
 from raycache.core import archive
 from raycache.core.manifest import Manifest
+from raycache.core.membership import View
 from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetched, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, WorkerLost
 from raycache.ufs.base import UnderFileSystem
@@ -109,9 +110,9 @@ class RememberingMaster:
         """See MasterApi."""
         return self._master.refresh(dir_id)
 
-    def workers(self) -> list[Worker]:
+    def view(self) -> View:
         """See MasterApi."""
-        return self._master.workers()
+        return self._master.view()
 
     def _keep(self, manifest: Manifest) -> None:
         try:
@@ -169,9 +170,9 @@ class ShelfMaster:
         """Not without a master."""
         raise ClusterUnavailable("the Ray cluster is away; nothing can be refreshed until it is back")
 
-    def workers(self) -> list[Worker]:
-        """The source stands in for them."""
-        return [_SOURCE]
+    def view(self) -> View:
+        """The source stands in for the workers."""
+        return View(workers=(_SOURCE,))
 
 
 class SourcePool:
@@ -184,6 +185,10 @@ class SourcePool:
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """See WorkerPool."""
         return (_SOURCE,)
+
+    def replicas(self, dataset: str) -> int:
+        """See WorkerPool."""
+        return 1
 
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is fetched ahead where nothing is kept."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
+from raycache.core.membership import View
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Worker
 from raycache.errors import WorkerLost
 
@@ -59,8 +60,8 @@ class MasterApi(Protocol):
         """List a directory again and return the version now published; unchanged directories keep theirs."""
         ...
 
-    def workers(self) -> list[Worker]:
-        """Live workers; the call mends what is dead first."""
+    def view(self) -> View:
+        """Who is there; the call mends what is dead first."""
         ...
 
 
@@ -114,6 +115,10 @@ class WorkerPool(Protocol):
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """Who there is to ask. ``refresh`` asks the master, which replaces dead workers."""
+        ...
+
+    def replicas(self, dataset: str) -> int:
+        """On how many workers each block of a dataset lies."""
         ...
 
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:

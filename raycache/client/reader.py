@@ -20,7 +20,7 @@ from raycache.client.blockfiles import BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
 from raycache.core.manifest import Manifest
-from raycache.core.placement import rank
+from raycache.core.placement import choose, rank
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Sealed, Worker
 from raycache.errors import RaycacheError, Unavailable, WorkerLost
@@ -240,7 +240,7 @@ class Reader:
         """One round: returns what is still unanswered because its worker was lost, or its file could not be read."""
         calls: dict[str, list[tuple[Want, Fetch]]] = {}
         for want in wants:
-            owner = rank(want.block_id, workers)[0]
+            owner = choose(want.block_id, workers, self._pool.replicas(want.manifest.directory.dataset))
             calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner, want in through)))
         timeout_s = max(0.1, deadline - self._scheduler.monotonic())
         answers = self._pool.fetch(

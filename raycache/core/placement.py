@@ -16,8 +16,19 @@ from raycache.core.values import Worker
 
 
 def rank(block_id: bytes, workers: Sequence[Worker]) -> list[Worker]:
-    """Workers in the order in which to ask them for a block; the first is its owner."""
-    return sorted(workers, key=lambda worker: (-_score(block_id, worker), worker.worker_id))
+    """Workers in the order in which to ask them for a block; the first is its owner. Those that leave come last."""
+    return sorted(workers, key=lambda worker: (worker.draining, -_score(block_id, worker), worker.worker_id))
+
+
+def owners(block_id: bytes, workers: Sequence[Worker], replicas: int) -> list[Worker]:
+    """The workers that a block lies on: the first ``replicas`` of its ranking, without those that leave."""
+    return [worker for worker in rank(block_id, workers)[:replicas] if not worker.draining]
+
+
+def choose(block_id: bytes, workers: Sequence[Worker], replicas: int) -> Worker:
+    """The worker to read a block from: an owner on the reader's node, else the first."""
+    ranked = rank(block_id, workers)
+    return next((worker for worker in ranked[:replicas] if worker.local and not worker.draining), ranked[0])
 
 
 def _score(block_id: bytes, worker: Worker) -> float:

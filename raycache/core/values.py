@@ -35,11 +35,19 @@ class Worker:
     """A live worker as placement sees it."""
 
     worker_id: str
-    """Ray node id, hexadecimal."""
+    """Kept in its directories where it has any, so that what they hold stays its own; else the Ray node id."""
     capacity_bytes: int
-    """What it may keep; its weight."""
+    """What it may keep, in memory and on disks; its weight."""
     local: bool = False
     """On the node of whoever asked: its blocks can be mapped without a copy."""
+    node_id: str = ""
+    """Ray node id, hexadecimal: where it is, which changes with every start of Ray."""
+    memory_bytes: int = 0
+    """What of ``capacity_bytes`` is memory."""
+    draining: bool = False
+    """About to leave: asked last, and given nothing new."""
+    incarnation: str = ""
+    """Changes when its process does: what it had in memory is gone then."""
 
 
 @dataclass(frozen=True, slots=True)

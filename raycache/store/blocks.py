@@ -15,14 +15,16 @@ threads of their own, so that a slow disk takes no fetcher from the readers.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
+from raycache.store.counters import Counters
 from raycache.store.flight import Flight
+from raycache.store.peers import About, Peers
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.sources import Sources
 
@@ -32,26 +34,10 @@ PROBE_BYTES = 64 * 2**20
 PROBES_MAX = 1024
 HOLE_S = 5.0
 """How long a file that was gone is taken for gone without asking the source again."""
+PULLERS = 4
+"""Threads that fetch whole blocks from other workers."""
 SEALERS = 4
 """Threads that put filled blocks away: a disk that syncs is kept busy by a few."""
-
-
-@dataclass
-class Counters:
-    """What a worker did since it started. Reads are ranges asked for; a miss waited for the source."""
-
-    reads: int = 0
-    hits: int = 0
-    misses: int = 0
-    read_through: int = 0
-    """Misses on a block that did not fit into the quota."""
-    ufs_requests: int = 0
-    ufs_bytes: int = 0
-    ufs_errors: int = 0
-    changed: int = 0
-    """Parts whose file was no longer the one listed."""
-    not_kept: int = 0
-    """Blocks fetched whole and not kept: the store had no room, or the source failed."""
 
 
 Answer = Kept | Filed | Buffer | Failed
@@ -60,20 +46,32 @@ Answer = Kept | Filed | Buffer | Failed
 class BlockStore:
     """All blocks of one worker. ``start`` before use, ``stop`` after."""
 
-    def __init__(self, tiers: Tiers, sources: Sources, fetchers: int, scheduler: Scheduler = THREADS) -> None:
+    def __init__(
+        self,
+        tiers: Tiers,
+        sources: Sources,
+        fetchers: int,
+        scheduler: Scheduler = THREADS,
+        peers: Peers | None = None,
+    ) -> None:
         self._scheduler = scheduler
+        self._peers = peers or Peers()
+        self.on_sealed: Callable[[bytes, str], None] = lambda block_id, dataset: None
+        """Told of each block that was filled, with its dataset. Set before ``start``."""
         self._tiers = tiers
         self._sources = sources
         self._counters = Counters()
         self._flights: OrderedDict[bytes, Flight] = OrderedDict()
         self._demands: deque[tuple[Flight, int]] = deque()
         self._fills: deque[Flight] = deque()
+        self._pulls: deque[Flight] = deque()
         self._complete: deque[Flight] = deque()
         self._filling = 0
         self._probe_bytes = 0
         self._lock = scheduler.lock()
         self._work = scheduler.condition(self._lock)
         self._arrival = scheduler.condition(self._lock)
+        self._pulled = scheduler.condition(self._lock)
         self._seals = scheduler.condition(self._lock)
         self._stopping = False
         self._fetchers = fetchers
@@ -82,6 +80,8 @@ class BlockStore:
         """Start the threads."""
         for number in range(self._fetchers):
             self._scheduler.spawn(self._fetch_loop, f"fetch-{number}")
+        for number in range(PULLERS):
+            self._scheduler.spawn(self._pull_loop, f"pull-{number}")
         for number in range(SEALERS):
             self._scheduler.spawn(self._seal_loop, f"seal-{number}")
 
@@ -89,21 +89,70 @@ class BlockStore:
         """Stop the threads and let go of the disks; requests under way end by their own deadline."""
         with self._lock:
             self._stopping = True
-            for condition in (self._work, self._arrival, self._seals):
+            for condition in (self._work, self._arrival, self._pulled, self._seals):
                 condition.notify_all()
         self._tiers.close()
 
-    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> list[Answer]:
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float, *, direct: bool = False) -> list[Answer]:
         """Answer reads: a Kept block where it is held and wanted whole, a Filed one where it is on disk and the client
         may open it, the bytes of the range, or a Failed.
 
         All of them are asked for before the first is waited for. After ``timeout_s`` the rest fails as Unavailable.
+        ``direct``: another worker asks; what is missing comes from the source, not from a third one.
         """
         deadline = self._scheduler.monotonic() + timeout_s
         with self._lock:
             self._counters.reads += len(requests)
-            begun = [self._begin(request) for request in requests]
-        return [self._finish(request, step, deadline) for request, step in zip(requests, begun, strict=True)]
+            begun = [self._begin(request, direct) for request in requests]
+        return [self._finish(request, step, deadline, direct) for request, step in zip(requests, begun, strict=True)]
+
+    def lend(self, block_id: bytes) -> Kept | Buffer | None:
+        """A whole block for another worker, or None when it is not here. What belongs there is a surplus from now on.
+
+        None as well for a block with holes: the source may have what they lack.
+        """
+        kept = self._tiers.in_memory(block_id)
+        stored = self._tiers.find_stored(block_id) if kept is None else None
+        found: Kept | Buffer | None = kept
+        if kept is not None:
+            holes, dataset = kept.holes, kept.dataset
+        elif stored is not None:
+            header = stored.block.header
+            holes, dataset = header.holes, header.dataset
+            found = None if holes else stored.directory.read(stored.block, 0, header.size_bytes)
+        else:
+            return None
+        if found is None or holes:
+            return None
+        if not self._peers.owns(block_id, dataset):
+            self._tiers.set_surplus(block_id, True)
+        with self._lock:
+            self._counters.given_blocks += 1
+        return found
+
+    def take(self, giver: str, block: About, timeout_s: float) -> bool:
+        """Take a block over from another worker, and return whether it is here; False too when no tier has room."""
+        deadline = self._scheduler.monotonic() + timeout_s
+        block_id = block.block_id
+        self._peers.offered(giver, [block_id])
+        with self._lock:
+            while block_id not in self._tiers:
+                flight = self._flights.get(block_id)
+                if flight is None or not flight.filling:
+                    if not self._peers.has_offer(block_id):
+                        return False  # the giver could not give it after all
+                    if flight is None:
+                        flight = self._flights[block_id] = Flight(
+                            BlockPlan(block_id, block.dataset, block.size_bytes, ())
+                        )
+                    if not self._fill(flight):
+                        self._forget_unplanned(flight)
+                        return False
+                left_s = deadline - self._scheduler.monotonic()
+                if left_s <= 0 or self._stopping:
+                    return False
+                self._arrival.wait(left_s)
+        return True
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
         """Fill blocks that are likely to be wanted, as far as quota and FILLS_MAX allow now; the rest is forgotten."""
@@ -135,7 +184,7 @@ class BlockStore:
             assert self._probe_bytes == probes, (self._probe_bytes, probes)
             assert self._filling == sum(flight.filling for flight in self._flights.values())
 
-    def _begin(self, request: Fetch) -> Answer | Flight | None:
+    def _begin(self, request: Fetch, direct: bool) -> Answer | Flight | None:
         """Answer at once, or see to it that the wanted parts are on their way; None: a disk has the block."""
         kept = self._tiers.in_memory(request.block_id)
         if kept is not None and _meets(kept.holes, request):
@@ -147,21 +196,27 @@ class BlockStore:
         if kept is not None:
             self._counters.hits += 1
             return kept if request.whole else kept.view[request.offset : request.offset + request.length]
-        return None if self._tiers.on_disk(request.block_id) else self._begin_flight(request)
+        return None if self._tiers.on_disk(request.block_id) else self._begin_flight(request, direct)
 
-    def _begin_flight(self, request: Fetch) -> Flight:
+    def _begin_flight(self, request: Fetch, direct: bool) -> Flight:
         flight = self._flights.get(request.block_id)
         if flight is None:
             flight = self._flights[request.block_id] = Flight(BlockPlan.unpack(request.packed_plan))
+        elif not flight.is_planned:
+            flight.adopt(BlockPlan.unpack(request.packed_plan))
+        flight.direct = flight.direct or direct
         self._flights.move_to_end(request.block_id)
         numbers = flight.covering(request.offset, request.length)
         touched = flight.touched
         for number in numbers:
             flight.forget_failure(number)
         new = [number for number in numbers if flight.is_new(number)]
+        if new and not flight.filling and self._peers.has_offer(request.block_id):
+            self._fill(flight)
         for number in new:
             flight.queue(number)
-            self._demands.append((flight, number))
+            if not flight.pulling:
+                self._demands.append((flight, number))
         if all(flight.is_settled(number) for number in numbers):
             self._counters.hits += 1
         else:
@@ -174,13 +229,13 @@ class BlockStore:
         flight.waiters += 1
         return flight
 
-    def _finish(self, request: Fetch, step: Answer | Flight | None, deadline: float) -> Answer:
+    def _finish(self, request: Fetch, step: Answer | Flight | None, deadline: float, direct: bool) -> Answer:
         """Read from disk or wait for the source, where ``_begin`` could not answer."""
         answer = self._read_stored(request) if step is None else step
         with self._lock:
             if answer is None:
-                answer = self._begin(request)
-                answer = self._begin_flight(request) if answer is None else answer
+                answer = self._begin(request, direct)
+                answer = self._begin_flight(request, direct) if answer is None else answer
             elif step is None and not isinstance(answer, Failed):
                 self._counters.hits += 1
             return self._await(request, answer, deadline) if isinstance(answer, Flight) else answer
@@ -203,12 +258,20 @@ class BlockStore:
         if self._filling >= FILLS_MAX:
             return True  # the next touch tries again
         plan = flight.plan
-        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.dataset)
+        pull = self._peers.has_offer(plan.block_id) and not flight.is_complete
+        if not pull and not flight.direct and self._peers.first(plan.block_id) is not None:
+            return True  # it is read through its first owner, who hands it over when it has it
+        mine = self._peers.owns(plan.block_id, plan.dataset)
+        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.dataset, evict=mine)
         if flight.claim is None:
             return False
         self._filling += 1
         self._probe_bytes -= flight.fetched_bytes
-        if flight.is_complete:  # its parts came one by one while it was a probe
+        if pull:
+            flight.pulling = True
+            self._pulls.append(flight)
+            self._pulled.notify()
+        elif flight.is_complete:  # its parts came one by one while it was a probe
             flight.sealing = True
             self._complete.append(flight)
             self._seals.notify()
@@ -258,14 +321,69 @@ class BlockStore:
             self._fills.popleft()
         return None
 
+    def _pull_loop(self) -> None:
+        while True:
+            with self._lock:
+                while not self._pulls and not self._stopping:
+                    self._pulled.wait()
+                if self._stopping:
+                    return
+                flight = self._pulls.popleft()
+            block = self._peers.pull(flight.plan.block_id)
+            with self._lock:
+                self._end_pull(flight, block)
+
+    def _end_pull(self, flight: Flight, block: Buffer | None) -> None:
+        self._peers.forget(flight.plan.block_id)
+        if block is not None and len(block) == flight.plan.size_bytes:
+            self._counters.peer_blocks += 1
+            self._counters.peer_bytes += len(block)
+            flight.arrived_whole(block)
+            self._start_seal(flight)
+        else:
+            self._counters.peer_failures += 1
+            queued = flight.pull_failed()
+            if flight.is_planned:
+                self._demands.extend((flight, number) for number in queued)
+                self._fills.append(flight)
+                self._work.notify_all()
+            else:
+                self._give_up(flight)
+                self._forget_unplanned(flight)
+        self._arrival.notify_all()
+
+    def _forget_unplanned(self, flight: Flight) -> None:
+        """A block that was to be taken over and did not come; a reader would have brought its plan."""
+        if not flight.is_planned and self._flights.get(flight.plan.block_id) is flight:
+            del self._flights[flight.plan.block_id]
+
+    def _start_seal(self, flight: Flight) -> None:
+        if flight.filling and not flight.sealing and flight.is_complete:
+            flight.sealing = True
+            self._complete.append(flight)
+            self._seals.notify()
+
+    def _read_part(self, flight: Flight, part: Part) -> tuple[Buffer, bool]:
+        """From the source, or through the worker that the block belongs to; and whether it was that."""
+        plan = flight.plan
+        other = None if flight.direct or flight.filling else self._peers.reads_through(plan.block_id)
+        if other is not None:
+            data = self._peers.read(other, Fetch(plan.block_id, plan.pack(), part.block_offset, part.length, False))
+            if data is not None:
+                return data, True
+            with self._lock:
+                self._counters.peer_failures += 1
+        return self._sources.call(
+            plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
+        ), False
+
     def _fetch_part(self, flight: Flight, number: int) -> None:
         part = flight.plan.parts[number]
         error: Exception | None = None
         data: Any = b""
+        through = False
         try:
-            data = self._sources.call(
-                flight.plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
-            )
+            data, through = self._read_part(flight, part)
             if len(data) != part.length:  # a store or a proxy between that says it sent all
                 error = SourceUnavailable(
                     f"{flight.plan.dataset}: {part.path}: {len(data)} bytes came of {part.length}; read it again"
@@ -275,9 +393,12 @@ class BlockStore:
         except BaseException as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
             error = SourceUnavailable(f"{flight.plan.dataset}: {part.path}: {type(unknown).__name__}: {unknown}")
         with self._lock:
-            self._counters.ufs_requests += 1
+            self._counters.ufs_requests += not through
             if error is None:
-                self._counters.ufs_bytes += part.length
+                if through:
+                    self._counters.peer_bytes += part.length
+                else:
+                    self._counters.ufs_bytes += part.length
                 self._probe_bytes += 0 if flight.filling else part.length
                 flight.arrived(number, data)
             else:
@@ -288,10 +409,8 @@ class BlockStore:
             if not flight.filling or flight.sealing:
                 return
             if flight.is_complete:
-                flight.sealing = True
-                self._complete.append(flight)
-                self._seals.notify()
-            elif error is not None and not isinstance(error, Changed):
+                self._start_seal(flight)
+            elif error is not None and not isinstance(error, Changed) and not flight.is_whole:
                 self._give_up(flight)
 
     def _give_up(self, flight: Flight) -> None:
@@ -335,6 +454,10 @@ class BlockStore:
                 return
             self._end_fill(flight)
             self._flights.pop(flight.plan.block_id, None)
+            self._peers.forget(flight.plan.block_id)
+        if not self._peers.owns(flight.plan.block_id, flight.plan.dataset):
+            self._tiers.set_surplus(flight.plan.block_id, True)
+        self.on_sealed(flight.plan.block_id, flight.plan.dataset)
 
     def _trim_probes(self) -> None:
         """Let go of probes, oldest first, beyond their bounds; none that somebody waits for."""

@@ -34,6 +34,7 @@ from raycache.core.blockfile import BadFile, Header, Hole
 from raycache.core.eviction import Policy, make_policy
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Filed
+from raycache.store import identity
 from raycache.store.fileops import FileOps, medium
 from raycache.store.ledger import Ledger, Reservation
 
@@ -135,16 +136,31 @@ class Directory:
                 self._files.close(self._lock_fd)
                 self._lock_fd = None
 
+    @property
+    def in_service(self) -> bool:
+        """Whether it can be used."""
+        return self._out_of_service is None
+
+    @property
+    def quota_bytes(self) -> int:
+        """What its files may take."""
+        return self._ledger.quota_bytes
+
+    def held(self) -> list[bytes]:
+        """All blocks that are here."""
+        with self._lock:
+            return self._ledger.held()
+
     def __contains__(self, block_id: bytes) -> bool:
         with self._lock:
             return block_id in self._ledger
 
-    def reserve(self, block_id: bytes, size_bytes: int, dataset: str) -> Reservation | None:
-        """Bytes for the file of a block, or None when it is not to come here."""
+    def reserve(self, block_id: bytes, size_bytes: int, dataset: str, *, evict: bool = True) -> Reservation | None:
+        """Bytes for the file of a block, or None when it is not to come here. ``evict``: see Ledger."""
         with self._lock:
             if self._out_of_service or self._clock() < self._full_until:
                 return None
-            return self._ledger.reserve(block_id, blockfile.file_bytes(size_bytes, dataset))
+            return self._ledger.reserve(block_id, blockfile.file_bytes(size_bytes, dataset), evict=evict)
 
     def cancel(self, reservation: Reservation) -> None:
         """The block does not come."""
@@ -258,7 +274,7 @@ class Directory:
         found: list[tuple[float, bytes, int]] = []
         for directory in self._files.scan(self.path):
             if not (directory.is_dir(follow_symlinks=False) and re.fullmatch("[0-9a-f]{2}", directory.name)):
-                self._figures.foreign += directory.name != "lock"
+                self._figures.foreign += directory.name not in ("lock", identity.NAME)
                 continue
             for entry in self._files.scan(Path(directory.path)):
                 if entry.name.endswith(_TEMPORARY):

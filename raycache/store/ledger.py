@@ -47,6 +47,10 @@ class Ledger:
     def __contains__(self, block_id: bytes) -> bool:
         return block_id in self._held
 
+    def held(self) -> list[bytes]:
+        """All blocks that are here, those that are about to go included."""
+        return list(self._held)
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -73,18 +73,60 @@ class Tiers:
         scheduler: Scheduler = THREADS,
     ) -> None:
         """``directories`` are open; ``close`` closes them. ``quota_bytes``: of the memory."""
+        self.memory_quota_bytes = quota_bytes
         self._memory = memory
         self._directories = tuple(directories)
         self._scheduler = scheduler
         self._lock = scheduler.lock()
         self._ledger = Ledger(quota_bytes, make_policy(eviction))
         self._kept: dict[bytes, Kept] = {}
+        self._surplus: set[bytes] = set()
         self._hits = 0
 
     def close(self) -> None:
         """Let go of the directories; their blocks stay."""
         for directory in self._directories:
             directory.close()
+
+    def about(self, block_id: bytes) -> tuple[str, int] | None:
+        """Dataset and size of a block that is here. May read its header."""
+        with self._lock:
+            kept = self._kept.get(block_id)
+        if kept is not None:
+            return kept.dataset, len(kept.view)
+        stored = self.find_stored(block_id)
+        return None if stored is None else (stored.block.header.dataset, stored.block.header.size_bytes)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Quotas of the memory and of the directories in service."""
+        return self.memory_quota_bytes + sum(one.quota_bytes for one in self._directories if one.in_service)
+
+    def held(self) -> list[tuple[bytes, str | None]]:
+        """All blocks that are here, with their dataset where it is known without looking."""
+        with self._lock:
+            found: dict[bytes, str | None] = {block_id: kept.dataset for block_id, kept in self._kept.items()}
+        for directory in self._directories:
+            for block_id in directory.held():
+                found.setdefault(block_id, None)
+        with self._lock:
+            self._surplus &= found.keys()
+        return list(found.items())
+
+    def set_surplus(self, block_id: bytes, surplus: bool) -> None:
+        """Whether a block has its place on another worker, which has it: then it is the first to go. Nothing for one
+        that is not here."""
+        with self._lock:
+            if surplus == (block_id in self._surplus) or (surplus and not self._holds(block_id)):
+                return
+            (self._surplus.add if surplus else self._surplus.discard)(block_id)
+            self._ledger.set_spare(block_id, surplus)
+            spare_below = surplus or block_id in self._kept
+        for directory in self._directories:
+            directory.set_spare(block_id, spare_below)
+
+    def _holds(self, block_id: bytes) -> bool:
+        return block_id in self._kept or any(block_id in directory for directory in self._directories)
 
     def __contains__(self, block_id: bytes) -> bool:
         with self._lock:
@@ -122,7 +164,7 @@ class Tiers:
         """
         header = stored.block.header
         reservation = None
-        if whole:
+        if whole and header.block_id not in self._surplus:
             with self._lock:
                 reservation = self._ledger.reserve(header.block_id, header.size_bytes, evict=False)
         if reservation is None and named:
@@ -143,14 +185,17 @@ class Tiers:
         stored.directory.set_spare(header.block_id, True)
         return kept
 
-    def reserve(self, block_id: bytes, size_bytes: int, dataset: str) -> Claim | None:
-        """Bytes for a block that is to be filled, in the first tier that has them. ``keep`` it, or ``cancel``."""
+    def reserve(self, block_id: bytes, size_bytes: int, dataset: str, *, evict: bool = True) -> Claim | None:
+        """Bytes for a block that is to be filled, in the first tier that has them. ``keep`` it, or ``cancel``.
+
+        With ``evict=False`` no other block goes for it.
+        """
         with self._lock:
-            reservation = self._ledger.reserve(block_id, size_bytes)
+            reservation = self._ledger.reserve(block_id, size_bytes, evict=evict)
         if reservation is not None:
             return Claim(reservation, None, dataset)
         for directory in self._directories:
-            reservation = directory.reserve(block_id, size_bytes, dataset)
+            reservation = directory.reserve(block_id, size_bytes, dataset, evict=evict)
             if reservation is not None:
                 return Claim(reservation, directory, dataset)
         return None
@@ -158,6 +203,8 @@ class Tiers:
     def keep(self, claim: Claim, block: bytearray, holes: tuple[Hole, ...]) -> bool:
         """Put a block where its bytes are reserved. False, or whatever the memory raises: then ``cancel``."""
         reservation = claim.reservation
+        with self._lock:
+            self._surplus.discard(reservation.block_id)
         if claim.directory is not None:
             return claim.directory.write(reservation, claim.dataset, block, holes)
         for victim in reservation.victims:
@@ -228,7 +275,7 @@ class Tiers:
         """Take a block out of memory, once it is in a directory or none has room for it."""
         with self._lock:
             kept = self._kept.get(block_id)
-        if kept is not None and not self.on_disk(block_id):
+        if kept is not None and not self.on_disk(block_id) and block_id not in self._surplus:
             self._write_down(block_id, kept)
         self._drop_from_memory(block_id)
 
@@ -244,5 +291,8 @@ class Tiers:
         with self._lock:
             if self._kept.pop(block_id, None) is not None:
                 self._ledger.drop(block_id)
+            if not self.on_disk(block_id):
+                self._surplus.discard(block_id)
+            spare = block_id in self._surplus
         for directory in self._directories:
-            directory.set_spare(block_id, False)
+            directory.set_spare(block_id, spare)

@@ -17,6 +17,7 @@ from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
+from raycache.core.membership import View
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
@@ -44,10 +45,10 @@ class PlainMemory:
 class InProcessMaster:
     """A MasterApi and ListingsApi; counts its calls."""
 
-    def __init__(self, metadata: Metadata, workers: Callable[[], list[Worker]]) -> None:
+    def __init__(self, metadata: Metadata, view: Callable[[], View]) -> None:
         self.calls = 0
         self._metadata = metadata
-        self._workers = workers
+        self._view = view
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
@@ -96,7 +97,7 @@ class InProcessMaster:
     def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
         """See MasterApi."""
         self.calls += 1
-        capacity_bytes = sum(worker.capacity_bytes for worker in self._workers())
+        capacity_bytes = sum(worker.capacity_bytes for worker in self._view().workers)
         return self._metadata.retentions.pin(name, path, size_bytes, capacity_bytes)
 
     def unpin(self, name: str, path: str) -> Dataset:
@@ -129,10 +130,10 @@ class InProcessMaster:
         self.calls += 1
         self._metadata.listings.cancel(job_id)
 
-    def workers(self) -> list[Worker]:
+    def view(self) -> View:
         """See MasterApi."""
         self.calls += 1
-        return self._workers()
+        return self._view()
 
 
 class InProcessPool:
@@ -153,6 +154,10 @@ class InProcessPool:
                     if name not in self.stores:
                         self.stores[name] = self._make()
         return [Worker(name, 1 << 20, local=True) for name in self._names]
+
+    def replicas(self, dataset: str) -> int:
+        """See WorkerPool."""
+        return 1
 
     def kill(self, name: str) -> None:
         """Lose a worker and all that it kept."""
@@ -214,7 +219,7 @@ class InProcessCache:
             return store
 
         self.pool = InProcessPool(make, workers)
-        self.master = InProcessMaster(self.metadata, lambda: list(self.pool.workers()))
+        self.master = InProcessMaster(self.metadata, lambda: View(workers=tuple(self.pool.workers())))
         self.namespace = Namespace(self.master)
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)

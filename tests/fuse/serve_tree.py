@@ -27,6 +27,7 @@ from raycache.client.reader import Reader
 from raycache.core import paths
 from raycache.core.listing import append, build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
+from raycache.core.membership import View
 from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Worker
 from raycache.errors import NotFound, SourceUnavailable, WorkerLost
 from raycache.fuse import wire
@@ -91,8 +92,8 @@ class TreeMaster:
     def refresh(self, dir_id: int) -> int:
         return self._list(dir_id).directory.version
 
-    def workers(self) -> list[Worker]:
-        return [Worker("here", 2**40, local=True)]
+    def view(self) -> View:
+        return View()
 
     def known(self) -> list[Manifest]:
         with self._lock:
@@ -136,6 +137,9 @@ class TreePool:
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         return [Worker("here", 2**40, local=True)]
+
+    def replicas(self, dataset: str) -> int:
+        return 1
 
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is made ahead, so that a test knows what a read has to wait for."""

@@ -312,6 +312,9 @@ class OneDirectory:
     def workers(self, refresh: bool = False) -> list[Worker]:
         return [Worker("w", 1, local=True)]
 
+    def replicas(self, dataset: str) -> int:
+        return 1
+
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is made ahead."""
 

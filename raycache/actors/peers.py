@@ -1,0 +1,67 @@
+"""How one worker reaches another: ``store.peers.PeerCalls`` over Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from raycache.actors.names import worker_name
+from raycache.actors.transport import get, get_views
+from raycache.core.values import Buffer, Failed, Fetch, Worker
+from raycache.errors import WorkerLost
+from raycache.store.peers import About
+
+
+class RemotePeers:
+    """See PeerCalls."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._handles: dict[str, tuple[str, Any]] = {}
+        """By node, with the incarnation of its worker."""
+
+    def offer(self, to: Worker, giver: str, block_ids: Sequence[bytes], timeout_s: float) -> list[bool]:
+        """See PeerCalls."""
+        return self._call(to, "offer", timeout_s, giver, list(block_ids))  # type: ignore[no-any-return]
+
+    def hand_over(self, giver: Worker, block_id: bytes, timeout_s: float) -> Buffer | None:
+        """See PeerCalls. A block in the other node's plasma is pulled by Ray; what is mapped here goes when it is let
+        go of."""
+        answer = self._call(giver, "lend", timeout_s, block_id)
+        if answer is None:
+            return None
+        if isinstance(answer, tuple):
+            return get_views(answer[0], timeout_s, _name(giver))[0]
+        return memoryview(answer).cast("B")
+
+    def take(self, taker: Worker, giver: str, block: About, timeout_s: float) -> bool:
+        """See PeerCalls."""
+        return self._call(taker, "take", timeout_s, giver, block, timeout_s)  # type: ignore[no-any-return]
+
+    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer:
+        """See PeerCalls."""
+        answer = self._call(owner, "read_for", timeout_s, request, timeout_s)
+        if isinstance(answer, Failed):
+            raise answer.error
+        return memoryview(answer).cast("B")
+
+    def _call(self, worker: Worker, method: str, timeout_s: float, *args: Any) -> Any:
+        try:
+            ref = getattr(self._handle(worker), method).remote(*args)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise WorkerLost(f"{_name(worker)} is gone: {error}") from error
+        # The callee gives up at its own deadline and says why.
+        return get(ref, timeout_s + 1, _name(worker))
+
+    def _handle(self, worker: Worker) -> Any:
+        incarnation, handle = self._handles.get(worker.node_id, ("", None))
+        if handle is None or incarnation != worker.incarnation:
+            handle = ray.get_actor(worker_name(worker.node_id), namespace=self._namespace)
+            self._handles[worker.node_id] = worker.incarnation, handle
+        return handle
+
+
+def _name(worker: Worker) -> str:
+    return f"worker {worker.worker_id[:8]}"

@@ -1,0 +1,223 @@
+"""Nodes that join, drain and die. Real nodes of Ray on this machine, beside the one that the other tests have."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import raycache
+from raycache.actors.cluster import current
+from raycache.client.filesystem import FileSystem
+from raycache.client.reader import Reader
+from raycache.core.placement import owners
+from raycache.testing import ObjectStoreServer
+from raycache.testing.proxy import CountingProxy
+
+FILES, FILE_BYTES, BLOCK_BYTES = 240, 50_000, 1 << 18
+STORE_BYTES = 100 << 20
+
+
+def body(number: int) -> bytes:
+    return random.Random(number).randbytes(FILE_BYTES)
+
+
+BODIES = [body(number) for number in range(FILES)]
+
+
+class Nodes:
+    """Ray nodes that are added to the tests' Ray cluster, and taken away again."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=False)
+        head: Any = ray._private.worker._global_node
+        self.cluster.head_node, self.cluster.redis_address = head, head.redis_address
+        self.cluster.global_state = ray._private.state.state
+        self.nodes: dict[str, Any] = {}
+        self.ids: dict[str, str] = {}
+
+    def add(self, name: str) -> str:
+        node = self.cluster.add_node(
+            num_cpus=0, object_store_memory=STORE_BYTES, node_name=name, resources={}, include_dashboard=False
+        )
+        self.nodes[name], self.ids[name] = node, str(node.node_id)
+        return str(node.node_id)
+
+    def kill(self, *names: str) -> None:
+        """End raylets at once, and all that they started."""
+        for name in names:
+            for process in self.nodes[name].all_processes["raylet"]:
+                process.process.kill()
+        for name in names:
+            self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes(ray_address: str) -> Iterator[Nodes]:
+    nodes = Nodes()
+    nodes.add("n1")
+    yield nodes
+    for name in list(nodes.nodes):
+        with suppress(Exception):
+            nodes.kill(name)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of a cache of small blocks, with the same memory on each node."""
+    monkeypatch.setenv("RAYCACHE_BLOCK_BYTES", str(BLOCK_BYTES))
+    monkeypatch.setenv("RAYCACHE_MEM", "40MB")
+
+
+class Data:
+    """A dataset behind a proxy that counts what is read from its source."""
+
+    def __init__(self, bucket: str, proxy: CountingProxy, client: Any) -> None:
+        self.proxy = proxy
+        self.uris = [f"s3://{bucket}/{number:03d}" for number in range(FILES)]
+        for uri, data in zip(self.uris, BODIES, strict=True):
+            client.put_object(Bucket=bucket, Key=uri[-3:], Body=data)
+        raycache.dataset("data", f"s3://{bucket}")
+        cluster = current()
+        # Holds no views: each read asks a worker.
+        self.files = FileSystem(cluster.namespace, Reader(cluster.pool, 0, timeout_s=60))
+
+    def epoch(self, seed: int) -> None:
+        """Read and compare all, in random order."""
+        order = list(range(FILES))
+        random.Random(seed).shuffle(order)
+        for start in range(0, FILES, 20):
+            some = order[start : start + 20]
+            assert self.files.read_many([self.uris[number] for number in some]) == [BODIES[number] for number in some]
+
+    def fill(self, copies: int = 1) -> None:
+        """Have it all in the cache, and the counters of the source at nothing."""
+        self.epoch(0)
+        wait_for(lambda: sum(worker.get("blocks", 0) for worker in workers()) >= copies * BLOCKS and not busy())
+        self.proxy.reset()
+
+    def gets(self) -> int:
+        """Requests for bytes since the last reset."""
+        return self.proxy.counts().get("GET", 0)
+
+
+BLOCKS = FILES // (BLOCK_BYTES // FILE_BYTES)
+
+
+@pytest.fixture
+def data(bucket: str, s3_env: ObjectStoreServer, small: None, cache: Any, monkeypatch: Any) -> Iterator[Data]:
+    with CountingProxy(s3_env.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield Data(bucket, proxy, s3_env.client())
+
+
+def workers() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = raycache.status()["workers"]
+    return found
+
+
+def by_node() -> dict[str, dict[str, Any]]:
+    return {worker["node_id"]: worker for worker in workers()}
+
+
+def busy() -> bool:
+    return any("error" in worker or worker["filling"] for worker in workers())
+
+
+def wait_for(there: Callable[[], Any], timeout_s: float = 40) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := there():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(raycache.status())
+
+
+def owned(node_id: str, replicas: int = 1) -> list[bytes]:
+    """Ids of the dataset's blocks that lie on a node."""
+    cluster = current()
+    view = cluster.master.view()
+    dataset = next(one for one in cluster.master.datasets() if one.name == "data")
+    manifest = cluster.master.manifest(dataset.root_id)
+    ids = {manifest.block_id(piece.block) for row in range(FILES) for piece in manifest.pieces(row, 0, 1)}
+    assert len(ids) == BLOCKS
+    return [one for one in ids if node_id in {owner.node_id for owner in owners(one, view.workers, replicas)}]
+
+
+def test_nodes_that_join_drain_and_die_move_their_share(nodes: Nodes, data: Data) -> None:
+    assert len(workers()) == 2
+    data.fill()
+    joined = nodes.add("n2")
+    wait_for(lambda: joined in by_node() and "error" not in by_node()[joined], 20)
+    data.epoch(1)
+    assert data.gets() == 0
+    moved = owned(joined)
+    wait_for(lambda: by_node()[joined]["blocks"] == len(moved))
+    block_bytes = BLOCK_BYTES // FILE_BYTES * FILE_BYTES
+    figures = {node_id: worker["counters"] for node_id, worker in by_node().items()}
+    assert figures.pop(joined)["peer_bytes"] == len(moved) * block_bytes
+    assert [each["peer_bytes"] for each in figures.values()] == [0, 0]
+    assert sum(each["given_blocks"] for each in figures.values()) == len(moved)
+
+    leaving = nodes.ids["n1"]
+    assert raycache.drain(leaving[:12]) == leaving
+    wait_for(lambda: raycache.status()["drained"] == [leaving])
+    assert leaving not in by_node()
+    data.epoch(2)
+    assert data.gets() == 0
+    raycache.drain("n1", undo=True)
+    wait_for(lambda: leaving in by_node())
+    data.epoch(3)
+    assert data.gets() == 0
+
+    wait_for(lambda: not busy())
+    lost = owned(joined)
+    nodes.kill("n2")
+    data.epoch(4)  # nothing fails, whoever knows of the loss by now
+    wait_for(lambda: joined not in by_node())
+    data.epoch(5)
+    wait_for(lambda: not busy())
+    assert data.gets() <= 2 * len(lost) * (BLOCK_BYTES // FILE_BYTES)
+    data.proxy.reset()
+    data.epoch(6)
+    assert data.gets() == 0
+
+
+def test_copies_outlive_their_workers(nodes: Nodes, data: Data) -> None:
+    raycache.dataset("data", data.uris[0].rpartition("/")[0], replicas=2)
+    data.fill(copies=2)
+    failures: list[str] = []
+    stop = threading.Event()
+
+    def verify() -> None:
+        rng = random.Random(5)
+        while not stop.is_set():
+            number = rng.randrange(FILES)
+            try:
+                if data.files.read_many([data.uris[number]])[0] != BODIES[number]:
+                    failures.append(f"{number}: other bytes")
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+                failures.append(f"{number}: {error!r}")
+
+    reader = threading.Thread(target=verify)
+    reader.start()
+    victim = by_node()[nodes.ids["n1"]]
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_for(lambda: by_node()[nodes.ids["n1"]].get("pid", victim["pid"]) != victim["pid"])
+    wait_for(lambda: sum(worker.get("blocks", 0) for worker in workers()) >= 2 * BLOCKS and not busy())
+    stop.set()
+    reader.join(60)
+    assert failures == []
+    assert data.gets() == 0
+    data.epoch(1)
+    assert data.gets() == 0
