@@ -93,12 +93,15 @@ class BlockFiles:
         self._open: OrderedDict[bytes, _Known] = OrderedDict()
         self._open_max = min(OPEN_BLOCKS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._paused: dict[str, float] = {}
+        self.callers_may_hang = False
+        """Whether those who read are threads that can be left to a disk that hangs, as a gateway's: then reads of one
+        range are made in them, without a hand-over to the lane's."""
         self.reads = 0
         """Ranges read here, for figures; a lost update under contention does not matter."""
 
     def usable(self, worker_id: str) -> bool:
         """Whether to ask a worker of this node for names of its files."""
-        return not self._lane.overdue and self._paused.get(worker_id, 0.0) <= self._clock()
+        return not self.hanging and self._paused.get(worker_id, 0.0) <= self._clock()
 
     def learn(self, worker_id: str, block_id: bytes, filed: Filed) -> None:
         """A worker said where a block lies."""
@@ -109,6 +112,11 @@ class BlockFiles:
             self._header_bytes += known.header.header_bytes
             while self._header_bytes > HEADERS_BYTES and len(self._known) > 1:
                 self._forget(next(iter(self._known)))
+
+    @property
+    def hanging(self) -> bool:
+        """Whether a read of the disk is overdue; until it has come back, all others go through the worker."""
+        return bool(self._lane.overdue)
 
     def knows(self, block_id: bytes) -> bool:
         """Whether a worker said where a block lies."""
@@ -124,7 +132,8 @@ class BlockFiles:
                 if known is not None and not known.header.meets_hole(piece.offset, piece.length):
                     self._known.move_to_end(piece.block_id)
                     asked.append((at, known))
-        answers = self._lane.call_all([partial(self._read, known, pieces[at]) for at, known in asked])
+        calls = [partial(self._read, known, pieces[at]) for at, known in asked]
+        answers = [self._here(calls[0])] if self.callers_may_hang and len(calls) == 1 else self._lane.call_all(calls)
         for (at, known), answer in zip(asked, answers, strict=True):
             if isinstance(answer, memoryview):
                 found[at] = answer
@@ -132,6 +141,12 @@ class BlockFiles:
             else:
                 self._give_up(pieces[at].block_id, known, answer)
         return found
+
+    def _here(self, call: Callable[[], memoryview]) -> memoryview | Exception:
+        try:
+            return self._lane.here(call)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker is asked next
+            return error
 
     def _read(self, known: _Known, piece: Piece) -> memoryview:
         """In the lane. Raises BadFile, OSError."""

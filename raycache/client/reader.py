@@ -97,7 +97,7 @@ class Reader:
         files: BlockFiles | None = None,
     ) -> None:
         self._pool = pool
-        self._files = files or BlockFiles(scheduler=scheduler)
+        self.files = files or BlockFiles(scheduler=scheduler)
         self._timeout_s = timeout_s
         self._scheduler = scheduler
         self._views = Views(view_bytes, scheduler)
@@ -152,12 +152,12 @@ class Reader:
     def _read_files(self, wants: list[Want], found: dict[Want, Buffer]) -> tuple[list[Want], set[Want]]:
         """Read what lies in block files known here. Returns what does not, and what could not be read so: that is for
         the worker to read, which sees what is wrong with the file."""
-        known = [want for want in dict.fromkeys(wants) if self._files.knows(want.block_id)]
+        known = [want for want in dict.fromkeys(wants) if self.files.knows(want.block_id)]
         if not known:
             return wants, set()
         pieces = [Piece(want.block_id, want.offset, want.length) for want in known]
         failed: set[Want] = set()
-        for want, data in zip(known, self._files.read(pieces), strict=True):
+        for want, data in zip(known, self.files.read(pieces), strict=True):
             if data is None:
                 failed.add(want)
             else:
@@ -256,7 +256,7 @@ class Reader:
                 continue
             for (want, _), fetched in zip(asked, answer, strict=True):
                 if isinstance(fetched, Filed):
-                    self._files.learn(worker_id, want.block_id, fetched)
+                    self.files.learn(worker_id, want.block_id, fetched)
                     filed.append(want)
                 else:
                     found[want] = self._take(want, fetched)
@@ -266,7 +266,7 @@ class Reader:
 
     def _request(self, want: Want, owner: Worker, through: bool) -> Fetch:
         whole = owner.local or self._touch(want.block_id)
-        named = owner.local and not through and self._files.usable(owner.worker_id)
+        named = owner.local and not through and self.files.usable(owner.worker_id)
         return Fetch(want.block_id, self._plan(want), want.offset, want.length, whole, named)
 
     def _take(self, want: Want, fetched: Sealed | Buffer | Failed) -> Buffer:

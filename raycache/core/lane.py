@@ -1,7 +1,8 @@
 """Calls that may never come back, such as those to a disk: a few threads make them, whoever asked waits to a deadline.
 
 A call that is overdue is left to its thread, and the lane is *blocked*: it refuses all calls at once, until every
-overdue one has come back. So a disk that hangs costs its callers one deadline, and those after them nothing.
+overdue one has come back. So a disk that hangs costs its callers one deadline, and those after them nothing. A caller
+whose own thread may be left to hang saves the hand-over with ``here``.
 
 Bounds: threads by ``threads``; calls waiting by their callers, each of whom waits. Threading: safe; a thread that has
 had nothing to do for a while ends.
@@ -48,10 +49,33 @@ class Lane:
         self._calls: deque[_Call[Any]] = deque()
         self._running = 0
         self._idle = 0
-        self.overdue = 0
-        """Calls under way whose deadline has passed; while there are any, all others are refused."""
+        self._late = 0
+        self._here: dict[object, float] = {}
         self.refused = 0
         """Calls that ended as Overdue, since the start."""
+
+    @property
+    def overdue(self) -> int:
+        """Calls under way whose deadline has passed; while there are any, all others are refused."""
+        if not self._here:
+            return self._late
+        begun_before = self._scheduler.monotonic() - self._deadline_s
+        return self._late + sum(begun < begun_before for begun in list(self._here.values()))
+
+    def here(self, do: Callable[[], _Result]) -> _Result:
+        """What ``do`` returns or raises, in the caller's thread: it comes back when ``do`` does. Raises Overdue when
+        another call is."""
+        call = object()
+        with self._lock:
+            if self.overdue:
+                self.refused += 1
+                raise Overdue
+            self._here[call] = self._scheduler.monotonic()
+        try:
+            return do()
+        finally:
+            with self._lock:
+                del self._here[call]
 
     def call(self, do: Callable[[], _Result], late: Callable[[], object] | None = None) -> _Result:
         """What ``do`` returns or raises. Raises Overdue; where ``do`` had begun by then, ``late`` is called when it has
@@ -90,7 +114,7 @@ class Lane:
         self.refused += 1
         call.abandoned = True
         if call.begun:
-            self.overdue += 1
+            self._late += 1
         else:
             self._calls.remove(call)
         return Overdue()
@@ -117,7 +141,7 @@ class Lane:
                 call.late()
         finally:
             with self._lock:
-                self.overdue -= 1
+                self._late -= 1
 
     def _next(self) -> _Call[Any] | None:
         while not self._calls:

@@ -96,7 +96,8 @@ class KernelSession:
         self._stopped = False
         self._lock = threading.Lock()
         self._wake: int | None = None
-        self._misses = Misses(self._answer_late, self._answer_never, limits or Limits())
+        vfs.threads_may_hang()
+        self._misses = Misses(self._answer_late, self._answer_never, limits or Limits(), hanging=vfs.is_disk_hanging)
         self._answers: dict[int, Answer] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,

@@ -6,6 +6,8 @@ Not responsible for: what the answer is.
 Invariants
 * A request is in ``_open`` from ``submit`` until someone claims it; who claims it answers it, so there is one answer.
 * ``_waiting`` is the part of ``_open`` that no thread has taken up. Both leave together, so both are bounded.
+* A request whose thread hangs in a disk is taken up once more by another thread, which goes another way; threads that
+  hang so are not counted, and end when they come back.
 * Requests have one and the same time limit, so the first in ``_open`` is the next to expire.
 
 A signal to a program that waits becomes an INTERRUPT. Most signals want nothing of a read (a data loader's SIGCHLD),
@@ -30,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 KILL_CHECK_S = 0.2
 """How often an interrupted thread is looked at again: the kernel says only once that a signal came."""
+AGAIN_S = 6.0
+"""How long a thread may be at a request before another one tries as well, if a disk hangs: longer than a disk takes
+to be found hanging, so that the second goes another way."""
 _SIGKILL_BIT = 1 << 8
 
 
@@ -49,6 +54,10 @@ class _Miss:
     request: Request
     deadline: float
     interrupted: bool = False
+    begun: float | None = None
+    """When a thread took it up."""
+    again: bool = False
+    """Whether a second one was sent."""
 
 
 class Misses:
@@ -60,13 +69,15 @@ class Misses:
         expire: Callable[[Request, bool], None],
         limits: Limits,
         killed: Callable[[int], bool] | None = None,
+        hanging: Callable[[], bool] = lambda: False,
     ) -> None:
         """``answer`` works a request out and sends its result, if ``claim`` lets it. ``expire(request, killed)`` sends
-        that there will be none. ``killed`` says whether a thread is about to die."""
+        that there will be none. ``killed`` says whether a thread is about to die, ``hanging`` whether a disk hangs."""
         self._answer = answer
         self._expire = expire
         self._limits = limits
         self._killed = killed or is_killed
+        self._hanging = hanging
         self._lock = threading.Lock()
         self._space = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
@@ -75,6 +86,7 @@ class Misses:
         self._waiting: OrderedDict[int, _Miss] = OrderedDict()
         self._threads = 0
         self._idle = 0
+        self._hung = 0
         self._watched = False
         self._closed = False
 
@@ -122,7 +134,7 @@ class Misses:
         if not self._watched:
             self._watched = True
             threading.Thread(target=self._watch_deadlines, name="raycache-deadlines", daemon=True).start()
-        if len(self._waiting) > self._idle and self._threads < self._limits.threads:
+        if len(self._waiting) > self._idle and self._threads - self._hung < self._limits.threads:
             self._threads += 1
             threading.Thread(target=self._run, name=f"raycache-miss-{self._threads}", daemon=True).start()
 
@@ -136,7 +148,14 @@ class Misses:
                 if self._closed:
                     return
                 _, miss = self._waiting.popitem(last=False)
+                first = miss.begun is None
+                miss.begun = time.monotonic()
             self._answer(miss.request)
+            if first and miss.again:
+                with self._lock:
+                    self._hung -= 1
+                    self._threads -= 1
+                return
 
     def _watch_deadlines(self) -> None:
         while True:
@@ -146,6 +165,7 @@ class Misses:
                 if self._closed:
                     return
                 ended = self._ended(time.monotonic())
+                self._try_again(time.monotonic())
                 if not ended:
                     self._watch.wait(self._pause_s(time.monotonic()))
                     continue
@@ -161,10 +181,23 @@ class Misses:
                 ended.append((miss.request, killed))
         return ended
 
+    def _try_again(self, now: float) -> None:
+        """Send another thread after those that hang in a disk."""
+        slow = [one for one in self._open.values() if one.begun is not None and now - one.begun > AGAIN_S]
+        if not slow or not self._hanging():
+            return
+        for miss in slow:
+            if not miss.again:
+                miss.again = True
+                self._hung += 1
+                self._waiting[miss.request.unique] = miss
+        self._start_threads()
+        self._work.notify_all()
+
     def _pause_s(self, now: float) -> float:
         first = next(iter(self._open.values())).deadline - now
         interrupted = any(miss.interrupted for miss in self._open.values())
-        return max(0.0, min(first, KILL_CHECK_S) if interrupted else first)
+        return max(0.0, min(first, KILL_CHECK_S if interrupted else AGAIN_S))
 
 
 def is_killed(pid: int) -> bool:

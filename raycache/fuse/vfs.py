@@ -165,6 +165,14 @@ class Vfs:
         self.counters.read_bytes += len(data)
         return data
 
+    def threads_may_hang(self) -> None:
+        """Whoever calls ``read`` does so in threads that may be left to a disk that hangs."""
+        self._reader.files.callers_may_hang = True
+
+    def is_disk_hanging(self) -> bool:
+        """Whether a read of this node's block files is overdue. A second try of what waits for it goes another way."""
+        return self._reader.files.hanging
+
     def follow(self, since: int) -> tuple[int, list[tuple[int, bytes]], list[int]]:
         """Move on to what was refreshed: the number for the next call, and what a kernel must forget of it.
 

@@ -246,3 +246,25 @@ def test_a_lane_refuses_while_a_call_is_overdue_and_undoes_what_came_late() -> N
     assert lane.call(lambda: 1) == 1
     with pytest.raises(ValueError, match="mine"):
         lane.call(lambda: int("mine"))
+
+
+def test_callers_that_may_hang_read_by_themselves_and_others_go_through_the_worker(cached: Cached) -> None:
+    cached.cache.reader.files.callers_may_hang = True
+    cached.read(*SIZES)
+    cached.disk.hold = hold = threading.Event()
+    names = iter(SIZES)
+    with ThreadPoolExecutor(3) as pool:
+        hung = [pool.submit(cached.read, name) for name, _ in zip(names, range(3), strict=False)]
+        for _ in hung:
+            assert cached.disk.held.acquire(timeout=10)
+        while not cached.cache.reader.files.hanging:
+            pass
+        cached.disk.hold = None
+        reads = cached.disk.reads
+        for name in names:
+            cached.read(name)
+        assert cached.disk.reads == reads
+        hold.set()
+        for one in hung:
+            one.result(10)
+    assert not cached.cache.reader.files.hanging

@@ -117,3 +117,26 @@ def test_an_interrupted_request_ends_when_its_thread_dies_and_not_before() -> No
 @pytest.mark.parametrize("pid", [0, -1, os.getpid(), 2**22 + 1])
 def test_who_lives_or_cannot_be_seen_is_not_killed(pid: int) -> None:
     assert not is_killed(pid)
+
+
+def test_threads_that_hang_in_a_disk_are_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raycache.fuse.misses.AGAIN_S", 0.05)
+    back, answered = threading.Event(), queue.Queue[int]()
+    tries: list[int] = []
+
+    def answer(asked: Request) -> None:
+        tries.append(asked.unique)
+        if tries.count(asked.unique) == 1 and asked.unique < 2:
+            back.wait(20)
+        if misses.claim(asked.unique):
+            answered.put(asked.unique)
+
+    misses = Misses(answer, lambda *_: None, Limits(threads=2, requests=9), lambda _: False, lambda: not back.is_set())
+    for unique in range(4):  # the first two take both threads
+        misses.submit(request(unique))
+    assert {answered.get(timeout=20) for _ in range(4)} == {0, 1, 2, 3}
+    back.set()
+    assert sorted(tries) == [0, 0, 1, 1, 2, 3]
+    misses.submit(request(5))
+    assert answered.get(timeout=20) == 5
+    misses.close()
