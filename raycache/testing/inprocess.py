@@ -22,7 +22,7 @@ from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Listing
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
-from raycache.store.blocks import BlockStore
+from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import Directory
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
@@ -182,7 +182,7 @@ class InProcessPool:
             if store is None:
                 found[name] = WorkerLost(f"{name} is gone")
                 continue
-            found[name] = [_fetched(answer) for answer in store.fetch(requests, timeout_s)]
+            found[name] = [fetched(answer) for answer in store.fetch(requests, timeout_s)]
         return found
 
     def close(self) -> None:
@@ -245,7 +245,8 @@ class InProcessCache:
         self.pool.close()
 
 
-def _fetched(answer: Any) -> Fetched:
+def fetched(answer: Answer) -> Fetched:
+    """What a client gets of a store's answer, where both are in one process."""
     if isinstance(answer, Kept):
         return Sealed(answer.view, answer.holes)
     return answer if isinstance(answer, Filed | Failed) else memoryview(answer)

@@ -1,0 +1,121 @@
+"""The whole cluster in one thread, for many seeds; and that it notices when the code is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raycache.core.blockfile import Header
+from raycache.core.eviction import Keep
+from raycache.store.blocks import BlockStore
+from raycache.store.flight import Flight
+from raycache.store.tiers import Tiers
+from raycache.testing.simulation.machinery import SimulatedCondition
+from raycache.testing.simulation.run import Failure, simulate
+from raycache.testing.simulation.source import SimulatedSource
+
+SEEDS = int(os.environ.get("RAYCACHE_SIMULATION_SEEDS", "1000"))
+
+
+def test_nothing_that_goes_wrong_breaks_a_promise() -> None:
+    outcomes = [simulate(seed) for seed in range(SEEDS)]
+    assert len({outcome.digest for outcome in outcomes}) == SEEDS, "each seed is another run"
+    assert {kind for outcome in outcomes for kind in outcome.met} == set(outcomes[0].known), "every fault was met"
+
+
+def test_without_faults_every_read_succeeds_and_only_owners_ask_the_source() -> None:
+    for seed in range(30):
+        outcome = simulate(seed, kinds=())
+        assert (outcome.figures.errors, outcome.figures.changed) == (0, 0)
+
+
+def test_a_seed_gives_the_same_run_in_any_process() -> None:
+    def elsewhere(seed: int) -> str:
+        code = f"from raycache.testing.simulation.run import simulate; print(simulate({seed}).digest)"
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed + 1)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for seed in (3, 14):
+        assert simulate(seed).digest == simulate(seed).digest == elsewhere(seed)
+
+
+def test_a_failure_names_its_seed_and_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimulatedSource, "_check", lambda self, path, etag: self._origin.versions.get(path, 1))
+    failures = [first_failure(200), first_failure(200)]
+    assert failures[0] == failures[1]
+    assert "--seed" in failures[0]
+
+
+def first_failure(seeds: int) -> str:
+    for seed in range(seeds):
+        try:
+            simulate(seed)
+        except Failure as failure:
+            return str(failure)
+    return ""
+
+
+def leak_a_reservation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Tiers, "cancel", lambda self, claim: None)
+
+
+def skip_the_etag_check(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimulatedSource, "_check", lambda self, path, etag: self._origin.versions.get(path, 1))
+
+
+def skip_the_checksums(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Header, "check", lambda self, start, data: None)
+
+
+def admit_beyond_the_quota(patch: pytest.MonkeyPatch) -> None:
+    def admit(self: Keep, block_id: bytes, size_bytes: int, room_bytes: int, pinned: Any = ()) -> list[bytes]:
+        self._held.add(block_id)
+        return []
+
+    patch.setattr(Keep, "admit", admit)
+
+
+def lose_wakeups(patch: pytest.MonkeyPatch) -> None:
+    class Deaf(SimulatedCondition):
+        def notify_all(self) -> None:
+            pass
+
+    start = BlockStore.start
+
+    def deaf_start(self: BlockStore) -> None:
+        self._arrival = Deaf(self._scheduler, self._lock)  # type: ignore[arg-type]
+        start(self)
+
+    patch.setattr(BlockStore, "start", deaf_start)
+
+
+def fetch_parts_twice(patch: pytest.MonkeyPatch) -> None:
+    begin = Flight.begin
+    patch.setattr(Flight, "begin", lambda self, number: begin(self, number) or number in self._states)
+
+
+def keep_zeros_where_a_part_failed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flight, "can_be_kept", property(lambda self: self.is_complete))
+    patch.setattr(Flight, "holes", lambda self: ())
+
+
+def remember_failures_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flight, "forget_failure", lambda self, number: None)
+
+
+MUTATIONS = [
+    leak_a_reservation, skip_the_etag_check, skip_the_checksums, admit_beyond_the_quota, lose_wakeups,
+    fetch_parts_twice, keep_zeros_where_a_part_failed, remember_failures_for_ever,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("break_it", MUTATIONS, ids=lambda break_it: break_it.__name__)
+def test_broken_code_is_found(break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch)
+    assert first_failure(300)
