@@ -41,7 +41,7 @@ class WorkerActor:
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
         sources = Sources(self._access, limits)
         own = [tier.on(node_name) for tier in settings.tiers]
-        directories = open_directories(own, settings.namespace, settings.eviction)
+        directories = open_directories(own, settings.namespace, settings.eviction, wait=False)
         usable = [directory.path for directory in directories if directory.in_service]
         identity = find_identity(usable, lambda: uuid.uuid4().hex)
         tiers = Tiers(Plasma(), quota_bytes, directories, settings.eviction)

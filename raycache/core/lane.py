@@ -22,7 +22,12 @@ _Result = TypeVar("_Result")
 
 
 class Overdue(Exception):
-    """A call did not come back before its deadline, or an earlier one has not come back yet."""
+    """A call did not come back before its deadline, or an earlier one has not come back yet. ``begun``: whether it has
+    begun, and may come back still."""
+
+    def __init__(self, begun: bool = False) -> None:
+        super().__init__()
+        self.begun = begun
 
 
 @dataclass(eq=False, slots=True)
@@ -117,7 +122,7 @@ class Lane:
             self._late += 1
         else:
             self._calls.remove(call)
-        return Overdue()
+        return Overdue(call.begun)
 
     def _run(self) -> None:
         while True:

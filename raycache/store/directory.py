@@ -4,9 +4,13 @@ Responsible for: the files, their accounting, what to do when the disk lies, is 
 format (``blockfile``), the order of tiers (``tiers``).
 
 * A block is written to a temporary name beside its own, synced, renamed, and its directory synced.
-* At start names and sizes are read, headers when a block is first touched. Files that are not ours are left alone.
+* Headers are read when a block is first touched. Files that are not ours are left alone.
 * Bytes are read with ``pread``, not mapped: a disk that fails is then an error, where a map would kill the process.
   Each read is checked against the checksums; a block that fails is dropped, counted, and reads as a miss.
+* Files are found in the background, names and sizes only; until all are, a block is looked for by its name and nothing
+  new is written.
+* Calls to the disk have a deadline (``core.lane``). While one is overdue the directory serves nothing: its blocks are
+  read from the source. What was being written is undone when the call comes back, and holds its bytes until then.
 * An error that is the directory's (EIO, EROFS ...) takes it out of service until the next start; a full disk only makes
   it refuse blocks for a while.
 
@@ -32,6 +36,7 @@ from raycache.config import Eviction, Tier
 from raycache.core import blockfile
 from raycache.core.blockfile import BadFile, Header, Hole
 from raycache.core.eviction import Policy, make_policy
+from raycache.core.lane import Lane, Overdue
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Filed
 from raycache.store import identity
@@ -43,6 +48,11 @@ LOCK_WAIT_S = 5.0
 FULL_PAUSE_S = 30.0
 """How long a disk that was full is asked for nothing."""
 OPEN_FILES = 128
+READS, READ_DEADLINE_S = 8, 10.0
+"""Reads of the disk under way, and how long one may take."""
+WRITES, WRITE_DEADLINE_S = 4, 60.0
+"""Files written or deleted at once; a disk that syncs may take its time."""
+_ENTER_AT_ONCE = 1000
 _NAME = re.compile(r"[0-9a-f]{2,128}")
 _TEMPORARY = ".writing"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -106,8 +116,13 @@ class Directory:
     ) -> None:
         self.path = path
         self._files = files or FileOps()
+        self._scheduler = scheduler
         self._clock = scheduler.monotonic
         self._lock = scheduler.lock()
+        self._reads = Lane(READS, READ_DEADLINE_S, "disk-read", scheduler)
+        self._writes = Lane(WRITES, WRITE_DEADLINE_S, "disk-write", scheduler)
+        self._late: set[Reservation] = set()
+        """Those whose file is being written by a call that is overdue."""
         self._ledger = Ledger(quota_bytes, policy)
         self._open: OrderedDict[bytes, OpenBlock] = OrderedDict()
         self._figures = Figures()
@@ -115,17 +130,40 @@ class Directory:
         self._medium: str | None = None
         self._full_until = 0.0
         self._out_of_service: str | None = "not opened"
+        self._looking = False
+        """Whether there may be blocks that are not in the ledger yet."""
+        self._dropped: set[bytes] = set()
+        """Those that went while looking."""
 
-    def open(self, lock_wait_s: float = LOCK_WAIT_S) -> None:
-        """Take the directory and read what is in it. One that cannot be used is out of service, and says why."""
-        self._out_of_service = None
+    def open(self, lock_wait_s: float = LOCK_WAIT_S, *, wait: bool = True) -> None:
+        """Take the directory and find what is in it; with ``wait=False`` in the background. One that cannot be used is
+        out of service, and says why."""
+        self._out_of_service, self._looking = None, True
         try:
-            self._files.make_private(self.path)
-            self._lock_fd = self._files.take_lock(self.path / "lock", lock_wait_s)
-            self._medium = medium(self.path)
-            self._scan()
+            self._reads.call(lambda: self._take(lock_wait_s))
+        except Overdue:
+            self._out_of_service = "it did not answer; see that it works, then restart the worker"
         except OSError as error:
             self._fail(error)
+        if wait:
+            self._look()
+        else:
+            self._scheduler.spawn(self._look, "look")
+
+    def _take(self, lock_wait_s: float) -> None:
+        self._files.make_private(self.path)
+        self._lock_fd = self._files.take_lock(self.path / "lock", lock_wait_s)
+        self._medium = medium(self.path)
+
+    def _look(self) -> None:
+        try:
+            if self.in_service:
+                self._enter(*self._scan())
+        except OSError as error:
+            self._fail(error)
+        with self._lock:
+            self._looking = False
+            self._dropped.clear()
 
     def close(self) -> None:
         """Let go of the lock; the files stay."""
@@ -152,37 +190,34 @@ class Directory:
             return self._ledger.held()
 
     def __contains__(self, block_id: bytes) -> bool:
+        """As far as is known without looking: True while it is not known."""
         with self._lock:
-            return block_id in self._ledger
+            return self._may_have(block_id)
 
     def reserve(self, block_id: bytes, size_bytes: int, dataset: str, *, evict: bool = True) -> Reservation | None:
         """Bytes for the file of a block, or None when it is not to come here. ``evict``: see Ledger."""
         with self._lock:
-            if self._out_of_service or self._clock() < self._full_until:
+            if self._out_of_service or self._looking or self._hanging or self._clock() < self._full_until:
                 return None
             return self._ledger.reserve(block_id, blockfile.file_bytes(size_bytes, dataset), evict=evict)
 
     def cancel(self, reservation: Reservation) -> None:
-        """The block does not come."""
+        """The block does not come. Where its file is being written still, its bytes are free when that has ended."""
         with self._lock:
-            self._ledger.cancel(reservation)
+            if reservation not in self._late:
+                self._ledger.cancel(reservation)
 
     def write(self, reservation: Reservation, dataset: str, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> bool:
         """Make the file, its victims gone before. False when it could not be: then ``cancel`` the reservation."""
-        block_id = reservation.block_id
-        path = self._path(block_id)
-        temporary = path.with_name(path.name + _TEMPORARY)
         try:
-            header = blockfile.encode(block_id, dataset, block, holes)
-            if not all(self.drop(victim) for victim in reservation.victims):
-                return False
-            self._files.make_private(path.parent)
-            try:
-                self._files.write_synced(temporary, header, block)
-                self._files.publish(temporary, path)
-            except OSError:
-                self._files.remove(temporary)
-                raise
+            self._writes.call(
+                lambda: self._make(reservation, dataset, block, holes), late=lambda: self._undo(reservation)
+            )
+        except Overdue as overdue:
+            if overdue.begun:
+                with self._lock:
+                    self._late.add(reservation)
+            return False
         except (BadFile, OSError) as error:
             self._fail(error)
             return False
@@ -193,10 +228,35 @@ class Directory:
             self._ledger.commit(reservation)
         return True
 
+    def _make(self, reservation: Reservation, dataset: str, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> None:
+        """Drop the victims and write the file. Raises BadFile, OSError."""
+        path = self._path(reservation.block_id)
+        temporary = path.with_name(path.name + _TEMPORARY)
+        header = blockfile.encode(reservation.block_id, dataset, block, holes)
+        for victim in reservation.victims:
+            self._remove(victim)  # a file that stays would be one too many
+        self._files.make_private(path.parent)
+        try:
+            self._files.write_synced(temporary, header, block)
+            self._files.publish(temporary, path)
+        except OSError:
+            self._files.remove(temporary)
+            raise
+
+    def _undo(self, reservation: Reservation) -> None:
+        """A file was written, or was not, after its caller had given up."""
+        try:
+            self._files.remove(self._path(reservation.block_id))
+        except OSError as error:
+            self._fail(error)
+        with self._lock:
+            self._late.discard(reservation)
+            self._ledger.cancel(reservation)
+
     def find(self, block_id: bytes) -> OpenBlock | None:
         """A block that is here and whole as far as its header says. Reads the header when it is not open yet."""
         with self._lock:
-            if self._out_of_service or block_id not in self._ledger:
+            if not self._may_have(block_id):
                 return None
             self._ledger.touch(block_id)
             block = self._open.get(block_id)
@@ -205,7 +265,7 @@ class Directory:
                 return block
         block = self._open_file(block_id)
         with self._lock:
-            if block is None or block_id not in self._ledger:
+            if block is None or not self._may_have(block_id):
                 return None
             self._open[block_id] = block
             while len(self._open) > OPEN_FILES:
@@ -215,7 +275,9 @@ class Directory:
     def read(self, block: OpenBlock, offset: int, length: int) -> memoryview | None:
         """Checked bytes, or None when they are not what was written, or cannot be read: the block is then gone."""
         try:
-            data = block.read(offset, length)
+            data = self._reads.call(lambda: block.read(offset, length))
+        except Overdue:
+            return None
         except BadFile as error:
             if self._files.is_gone(block.fd):
                 return None  # dropped while it was read: what is missing was cut off by us
@@ -239,12 +301,18 @@ class Directory:
     def drop(self, block_id: bytes) -> bool:
         """Delete a block's file and give its bytes back; False when it cannot be deleted."""
         try:
-            self._files.remove(self._path(block_id))
-        except OSError as error:
-            self._fail(error)  # its bytes are still on the disk: nothing may be written in their place
+            self._writes.call(lambda: self._remove(block_id))
+        except Overdue:
             return False
-        self._forget(block_id)
+        except OSError as error:
+            self._fail(error)
+            return False
         return True
+
+    def _remove(self, block_id: bytes) -> None:
+        """Delete a file; while it is on the disk, nothing may be written in its place. Raises OSError."""
+        self._files.remove(self._path(block_id))
+        self._forget(block_id)
 
     def set_spare(self, block_id: bytes, spare: bool) -> None:
         """See Ledger."""
@@ -261,16 +329,29 @@ class Directory:
                 "used_bytes": self._ledger.held_bytes,
                 "blocks": len(self._ledger),
                 **self._figures.__dict__,
-                "out_of_service": self._out_of_service,
+                "looking": self._looking,
+                "overdue": self._reads.overdue + self._writes.overdue,
+                "out_of_service": self._out_of_service or ("a call to it has not come back" if self._hanging else None),
             }
 
     def check(self) -> None:
         """Invariants, for tests."""
         with self._lock:
             self._ledger.check()
-            assert all(block_id in self._ledger for block_id in self._open)
+            assert self._looking or all(block_id in self._ledger for block_id in self._open)
 
-    def _scan(self) -> None:
+    @property
+    def _hanging(self) -> bool:
+        return bool(self._reads.overdue or self._writes.overdue)
+
+    def _may_have(self, block_id: bytes) -> bool:
+        """Whether a block is here, or may be. The lock is held."""
+        if self._out_of_service or self._hanging:
+            return False
+        return block_id in self._ledger or (self._looking and block_id not in self._dropped)
+
+    def _scan(self) -> tuple[list[tuple[bytes, int]], list[bytes]]:
+        """Blocks and bytes of files that fit into the quota, oldest first; and those that do not."""
         found: list[tuple[float, bytes, int]] = []
         for directory in self._files.scan(self.path):
             if not (directory.is_dir(follow_symlinks=False) and re.fullmatch("[0-9a-f]{2}", directory.name)):
@@ -286,21 +367,33 @@ class Directory:
                     self._figures.foreign += 1
         room_bytes = self._ledger.quota_bytes
         fitting: list[tuple[bytes, int]] = []
+        beyond: list[bytes] = []
         for _, block_id, size_bytes in sorted(found, reverse=True):
             if size_bytes <= room_bytes:
                 room_bytes -= size_bytes
                 fitting.append((block_id, size_bytes))
             else:  # the quota was larger once
-                self._files.remove(self._path(block_id))
-        for block_id, size_bytes in reversed(fitting):
-            reservation = self._ledger.reserve(block_id, size_bytes)
-            assert reservation is not None, "what fits is taken"
-            self._ledger.commit(reservation)
+                beyond.append(block_id)
+        return fitting[::-1], beyond
+
+    def _enter(self, fitting: list[tuple[bytes, int]], beyond: list[bytes]) -> None:
+        """Enter what was found into the books. Raises OSError."""
+        for block_id in beyond:
+            self._files.remove(self._path(block_id))
+        for start in range(0, len(fitting), _ENTER_AT_ONCE):
+            with self._lock:
+                for block_id, size_bytes in fitting[start : start + _ENTER_AT_ONCE]:
+                    if block_id not in self._dropped:
+                        reservation = self._ledger.reserve(block_id, size_bytes)
+                        assert reservation is not None, "what fits is taken"
+                        self._ledger.commit(reservation)
 
     def _open_file(self, block_id: bytes) -> OpenBlock | None:
         """None when it is not there, torn (then it is dropped), or the directory fails."""
         try:
-            return self._open_checked(block_id)
+            return self._reads.call(lambda: self._open_checked(block_id))
+        except Overdue:
+            return None
         except FileNotFoundError:
             self._forget(block_id)
         except BadFile as error:
@@ -333,6 +426,8 @@ class Directory:
         with self._lock:
             self._open.pop(block_id, None)
             self._ledger.drop(block_id)
+            if self._looking:
+                self._dropped.add(block_id)
 
     def _discard(self, block_id: bytes, error: BadFile) -> None:
         _log.warning("%s: %s; it is dropped and fetched again", self._path(block_id), error)
@@ -356,12 +451,14 @@ class Directory:
             self._ledger.clear()
 
 
-def open_directories(tiers: Iterable[Tier], namespace: str, eviction: Eviction) -> list[Directory]:
+def open_directories(
+    tiers: Iterable[Tier], namespace: str, eviction: Eviction, *, wait: bool = True
+) -> list[Directory]:
     """The directories of one worker, open: in each tier's a directory for the cache's namespace."""
     name = "blocks-" + quote(namespace, safe="")
     directories = [Directory(tier.directory / name, tier.quota_bytes, make_policy(eviction)) for tier in tiers]
     for directory in directories:
-        directory.open()
+        directory.open(wait=wait)
     return directories
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from raycache.core import blockfile
 from raycache.core.blockfile import BadFile
 from raycache.core.eviction import make_policy
 from raycache.core.scheduling import Threads
+from raycache.store import directory as module
 from raycache.store.directory import FULL_PAUSE_S, Directory
 from raycache.store.fileops import FileOps
 
@@ -37,7 +41,13 @@ class FaultyFiles(FileOps):
         self.root: Path | None = None
         self.most_bytes = 0
 
+        self.hold: dict[str, threading.Event] = {}
+        self.held = threading.Semaphore(0)
+
     def _maybe(self, verb: str) -> None:
+        if hold := self.hold.get(verb):
+            self.held.release()
+            assert hold.wait(30)
         if number := self.fail.get(verb):
             raise OSError(number, os.strerror(number))
 
@@ -52,6 +62,10 @@ class FaultyFiles(FileOps):
     def pread(self, fd: int, length: int, offset: int) -> bytearray:
         self._maybe("pread")
         return super().pread(fd, length, offset)
+
+    def scan(self, path: Path) -> Iterator[os.DirEntry[str]]:
+        self._maybe("scan")
+        return super().scan(path)
 
     def sync(self, fd: int) -> None:
         self._maybe("sync")
@@ -269,3 +283,93 @@ def test_a_process_out_of_descriptors_does_not_blame_the_directory(tmp_path: Pat
     assert read(directory, 1) is None
     files.fail.clear()
     assert read(directory, 1) == body(1)
+
+
+def in_service(directory: Directory) -> bool:
+    return directory.status()["out_of_service"] is None
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+def test_a_read_that_hangs_takes_the_directory_out_of_service_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READ_DEADLINE_S", 0.1)
+    files = FaultyFiles()
+    directory = make(tmp_path, files=files)
+    assert write(directory, 1)
+    assert write(directory, 2)
+    files.hold["pread"] = hold = threading.Event()
+    assert read(directory, 1) is None
+    assert (directory.status()["overdue"], in_service(directory)) == (1, False)
+    assert key(2) not in directory
+    assert read(directory, 2) is None, "at once, without asking the disk"
+    assert not write(directory, 3)
+    assert files.held.acquire(blocking=False)
+    assert not files.held.acquire(blocking=False)
+    files.hold.clear()
+    hold.set()
+    wait_for(lambda: in_service(directory))
+    assert read(directory, 1) == body(1)
+    assert write(directory, 3)
+
+
+def test_what_was_being_written_holds_its_bytes_until_the_disk_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_DEADLINE_S", 0.1)
+    files = FaultyFiles()
+    directory = make(tmp_path, 1, files=files)
+    files.hold["write"] = hold = threading.Event()
+    assert not write(directory, 1)
+    directory.check()
+    assert directory._ledger.free_bytes == 0
+    files.hold.clear()
+    hold.set()
+    wait_for(lambda: in_service(directory))
+    assert list(tmp_path.glob("??/*")) == []
+    assert (directory._ledger.free_bytes, key(1) in directory) == (FILE, False)
+    assert write(directory, 2)
+
+
+def test_blocks_are_read_before_all_are_found(tmp_path: Path) -> None:
+    first = make(tmp_path, 4)
+    for number in range(3):
+        assert write(first, number)
+    first.close()
+    flip(block_path(first, 2), FILE - 1)
+    files = FaultyFiles()
+    files.hold["scan"] = hold = threading.Event()
+    directory = Directory(tmp_path, 4 * FILE, make_policy("keep"), files)
+    directory.open(lock_wait_s=0, wait=False)
+    assert files.held.acquire(timeout=10)
+    assert (directory.status()["looking"], directory.status()["blocks"]) == (True, 0)
+    assert read(directory, 1) == body(1)
+    assert read(directory, 7) is None
+    assert read(directory, 2) is None
+    assert not write(directory, 5), "nobody knows yet how much room there is"
+    files.hold.clear()
+    hold.set()
+    wait_for(lambda: not directory.status()["looking"])
+    directory.check()
+    assert (directory.status()["blocks"], directory.status()["corrupt"]) == (2, 1)
+    assert directory.status()["used_bytes"] == 2 * FILE
+    assert write(directory, 2)
+    assert [read(directory, number) for number in range(3)] == [body(number) for number in range(3)]
+
+
+def test_a_clock_that_jumps_does_no_harm(tmp_path: Path) -> None:
+    """Times of files order them at start, and nothing more: wrong ones lose no block that fits."""
+    first = make(tmp_path, 4)
+    for number in range(4):
+        assert write(first, number)
+        os.utime(block_path(first, number), (4e9 if number == 0 else 0, 4e9 if number == 0 else 0))
+    first.close()
+    again = make(tmp_path, 2)
+    assert again.status()["blocks"] == 2
+    assert read(again, 0) == body(0), "the one from the future counts as the newest"
+    again.check()
