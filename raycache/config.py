@@ -165,6 +165,10 @@ class Settings(BaseSettings):
     """Size of a block: small files are packed up to it, large ones are cut into it."""
     fetch_concurrency: int = Field(default=32, ge=1, le=1024)
     """Requests to the under file system that one worker has under way."""
+    source_requests: int | None = Field(default=None, ge=1, le=1024)
+    """Of these, requests to one source. None: all. A quarter of them is kept from background fills."""
+    source_bytes_per_s: Size | None = Field(default=None, gt=0)
+    """What one worker may fetch from one source in a second: ``"200MB"``. None: as much as comes."""
     connect_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """How long to wait for Ray, and for an under file system to accept a connection."""
     request_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)

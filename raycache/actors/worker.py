@@ -21,6 +21,7 @@ from raycache.core.membership import Report, View
 from raycache.core.values import Failed, Fetch, Filed
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
+from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
@@ -46,7 +47,10 @@ class WorkerActor:
         identity = find_identity(usable, lambda: uuid.uuid4().hex)
         tiers = Tiers(Plasma(), quota_bytes, directories, settings.eviction)
         peers = Peers(RemotePeers(settings.namespace))
-        self._store = BlockStore(tiers, sources, settings.fetch_concurrency, peers=peers)
+        self._store = BlockStore(
+            tiers, sources, settings.fetch_concurrency, peers=peers,
+            limits=SourceLimits(settings.source_requests, settings.source_bytes_per_s),
+        )  # fmt: skip
         self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex)
         self._store.start()
         self._mover.start()

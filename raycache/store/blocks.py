@@ -23,6 +23,7 @@ from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.counters import Counters
+from raycache.store.fetchqueue import NO_LIMITS, FetchQueue, Job, SourceLimits
 from raycache.store.flight import Flight
 from raycache.store.peers import About, Peers
 from raycache.store.tiers import Kept, Tiers
@@ -53,6 +54,7 @@ class BlockStore:
         fetchers: int,
         scheduler: Scheduler = THREADS,
         peers: Peers | None = None,
+        limits: SourceLimits = NO_LIMITS,
     ) -> None:
         self._scheduler = scheduler
         self._peers = peers or Peers()
@@ -62,8 +64,7 @@ class BlockStore:
         self._sources = sources
         self._counters = Counters()
         self._flights: OrderedDict[bytes, Flight] = OrderedDict()
-        self._demands: deque[tuple[Flight, int]] = deque()
-        self._fills: deque[Flight] = deque()
+        self._queue = FetchQueue(limits)
         self._pulls: deque[Flight] = deque()
         self._complete: deque[Flight] = deque()
         self._filling = 0
@@ -216,7 +217,7 @@ class BlockStore:
         for number in new:
             flight.queue(number)
             if not flight.pulling:
-                self._demands.append((flight, number))
+                self._queue.demand(flight, number)
         if all(flight.is_settled(number) for number in numbers):
             self._counters.hits += 1
         else:
@@ -276,7 +277,7 @@ class BlockStore:
             self._complete.append(flight)
             self._seals.notify()
         else:
-            self._fills.append(flight)
+            self._queue.fill(flight)
             self._work.notify_all()
         return True
 
@@ -299,27 +300,13 @@ class BlockStore:
     def _fetch_loop(self) -> None:
         while True:
             with self._lock:
-                job = self._next_job()
+                job = self._queue.next(self._scheduler.monotonic())
                 while job is None:
                     if self._stopping:
                         return
-                    self._work.wait()
-                    job = self._next_job()
-            self._fetch_part(*job)
-
-    def _next_job(self) -> tuple[Flight, int] | None:
-        """Demands first, then the fill that has been waiting longest."""
-        while self._demands:
-            flight, number = self._demands.popleft()
-            if flight.begin(number):
-                return flight, number
-        while self._fills:
-            flight = self._fills[0]
-            part = flight.next_fill()
-            if part is not None:
-                return flight, part
-            self._fills.popleft()
-        return None
+                    self._work.wait(self._queue.pause_s)
+                    job = self._queue.next(self._scheduler.monotonic())
+            self._fetch_part(job)
 
     def _pull_loop(self) -> None:
         while True:
@@ -344,8 +331,9 @@ class BlockStore:
             self._counters.peer_failures += 1
             queued = flight.pull_failed()
             if flight.is_planned:
-                self._demands.extend((flight, number) for number in queued)
-                self._fills.append(flight)
+                for number in queued:
+                    self._queue.demand(flight, number)
+                self._queue.fill(flight)
                 self._work.notify_all()
             else:
                 self._give_up(flight)
@@ -377,7 +365,8 @@ class BlockStore:
             plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
         ), False
 
-    def _fetch_part(self, flight: Flight, number: int) -> None:
+    def _fetch_part(self, job: Job) -> None:
+        flight, number, _ = job
         part = flight.plan.parts[number]
         error: Exception | None = None
         data: Any = b""
@@ -393,6 +382,7 @@ class BlockStore:
         except BaseException as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
             error = SourceUnavailable(f"{flight.plan.dataset}: {part.path}: {type(unknown).__name__}: {unknown}")
         with self._lock:
+            self._queue.done(job, elsewhere=through)
             self._counters.ufs_requests += not through
             if error is None:
                 if through:
@@ -425,8 +415,7 @@ class BlockStore:
         flight.claim = None
         self._filling -= 1
         self._arrival.notify_all()
-        if flight in self._fills:
-            self._fills.remove(flight)
+        self._queue.end_fill(flight)
 
     def _seal_loop(self) -> None:
         while True:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from raycache.core.values import BlockPlan, Failed, Fetch, Part
 from raycache.errors import Changed, SourceUnavailable
 from raycache.store.blocks import BlockStore
+from raycache.store.fetchqueue import SourceLimits
 from raycache.store.tiers import Tiers
 from raycache.testing.inprocess import PlainMemory
 
@@ -126,3 +130,61 @@ def test_an_answer_of_the_wrong_length_is_an_error_and_nothing_else(
             read(store, 1)
         store.check()
     assert read(store, 1) == b"1" * 100
+
+
+def test_sixty_four_readers_of_one_block_ask_for_each_part_once(source: Source) -> None:
+    gate, asked = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Source):
+        def get(self, path: str, start: int, length: int, etag: str) -> bytes:
+            asked.release()
+            assert gate.wait(30)
+            return super().get(path, start, length, etag)
+
+    slow = Slow()
+    store = BlockStore(Tiers(PlainMemory(), 1000), slow, 8)  # type: ignore[arg-type]
+    store.start()
+    with ThreadPoolExecutor(64) as pool:
+        ready = threading.Barrier(64)
+
+        def one(number: int) -> bytes:
+            ready.wait(30)
+            return read(store, number % 3)
+
+        reads = [pool.submit(one, number) for number in range(64)]
+        assert all(asked.acquire(timeout=10) for _ in range(3))
+        gate.set()
+        assert [each.result(10) for each in reads] == [str(number % 3).encode() * 100 for number in range(64)]
+    assert store.settle(10)
+    assert sorted(slow.asked) == ["f0", "f1", "f2"]
+    store.check()
+    store.stop()
+
+
+def test_two_hundred_clients_are_all_answered_within_the_bounds(source: Source) -> None:
+    """Blocks that do not fit, from 200 threads at once: books and buffers stay within their bounds throughout."""
+    plans = [
+        BlockPlan(bytes([number]), "data", 300, tuple(Part(f"{number}/{n}", "v", 0, 100 * n, 100) for n in range(3)))
+        for number in range(40)
+    ]
+    limits = SourceLimits(requests=6)
+    store = BlockStore(Tiers(PlainMemory(), 3000), source, 8, limits=limits)  # type: ignore[arg-type]
+    store.start()
+    ready = threading.Barrier(200)
+
+    def client(seed: int) -> None:
+        rng = random.Random(seed)
+        ready.wait(30)
+        for _ in range(10):
+            plan, part = rng.choice(plans), rng.randrange(3)
+            (answer,) = store.fetch([Fetch(plan.block_id, plan.pack(), 100 * part, 100, whole=False)], 20)
+            assert bytes(answer) == str(part).encode() * 100  # type: ignore[arg-type]
+            store.check()
+
+    with ThreadPoolExecutor(200) as pool:
+        list(pool.map(client, range(200)))
+    assert store.settle(10)
+    status = store.status()
+    assert status["mem_bytes"] <= 3000
+    assert status["counters"]["reads"] == 2000
+    store.stop()
