@@ -259,10 +259,11 @@ class BlockStore:
         if self._filling >= FILLS_MAX:
             return True  # the next touch tries again
         plan = flight.plan
-        pull = self._peers.has_offer(plan.block_id) and not flight.is_complete
-        if not pull and not flight.direct and self._peers.first(plan.block_id) is not None:
-            return True  # it is read through its first owner, who hands it over when it has it
         mine = self._peers.owns(plan.block_id, plan.dataset)
+        pull = self._peers.has_offer(plan.block_id) and not flight.is_complete
+        nothing_to_ask = pull or flight.direct or (mine and flight.is_complete)
+        if not nothing_to_ask and self._peers.first(plan.block_id) is not None:
+            return True  # it is read through its first owner, who hands it over when it has it
         flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.dataset, evict=mine)
         if flight.claim is None:
             return False
