@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +222,45 @@ def test_copies_outlive_their_workers(nodes: Nodes, data: Data) -> None:
     assert data.gets() == 0
     data.epoch(1)
     assert data.gets() == 0
+
+
+def test_two_nodes_at_once_lose_only_what_lay_on_both(nodes: Nodes, data: Data) -> None:
+    names = ("n3", "n4")
+    for name in names:
+        nodes.add(name)
+    wait_for(lambda: all(nodes.ids[name] in by_node() for name in names))
+    raycache.dataset("data", data.uris[0].rpartition("/")[0], replicas=2)
+    data.fill(copies=2)
+    lost = set(owned(nodes.ids["n3"], 2)) & set(owned(nodes.ids["n4"], 2))
+    nodes.kill(*names)
+    wait_for(lambda: not {nodes.ids[name] for name in names} & by_node().keys())
+    data.epoch(1)
+    assert data.gets() == len(lost) * (BLOCK_BYTES // FILE_BYTES)
+    # The copies that were lost are made anew from those that are left.
+    wait_for(lambda: sum(worker.get("blocks", 0) for worker in workers()) == 2 * BLOCKS and not busy())
+    assert data.gets() == len(lost) * (BLOCK_BYTES // FILE_BYTES)
+
+
+def test_a_worker_with_disks_is_the_same_after_a_restart_and_numbers_go_on(
+    nodes: Nodes, bucket: str, s3_env: ObjectStoreServer, tmp_path: Path, small: None, request: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("RAYCACHE_TIERS", f"{tmp_path}/{{node}}:100MB")
+    cache = request.getfixturevalue("cache")
+    data: Data = request.getfixturevalue("data")
+    joined = nodes.add("n5")
+    wait_for(lambda: joined in by_node())
+    before = {worker["worker_id"]: worker["capacity_bytes"] for worker in workers()}
+    assert set(before.values()) == {140_000_000}
+    number = raycache.status()["view"]["number"]
+    os.kill(cache.master.status()["pid"], signal.SIGKILL)
+    assert raycache.status()["view"]["number"] == number
+    data.fill()
+
+    kept = by_node()[joined]
+    nodes.kill("n5")
+    wait_for(lambda: joined not in by_node())
+    joined = nodes.add("n5")
+    again = wait_for(lambda: by_node().get(joined))
+    assert again["worker_id"] == kept["worker_id"] != joined
+    assert {worker["worker_id"] for worker in workers()} == before.keys()
+    assert raycache.status()["view"]["number"] > number
