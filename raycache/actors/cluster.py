@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 
+from raycache.actors.flight import Ranges
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
@@ -191,6 +193,7 @@ class RemotePool:
         self._lock = threading.Lock()
         self._view = View()
         self._handles: dict[str, Any] = {}
+        self._ranges = Ranges()
         self._newer: tuple[int, str] = (0, "")
         """Number of the newest view that a worker told of, and that worker."""
 
@@ -240,7 +243,12 @@ class RemotePool:
         under_way: dict[str, Any] = {}
         answers: dict[str, Sequence[Fetched] | WorkerLost] = {}
         self.calls += len(calls)
+        deadline = time.monotonic() + timeout_s
+        ranges = {name: asked for name, asked in calls.items() if not any(one.whole or one.named for one in asked)}
+        sent = self._ranges.ask(self._view, ranges, timeout_s)
         for worker_id, requests in calls.items():
+            if worker_id in sent:
+                continue
             try:
                 under_way[worker_id] = self._handle(worker_id).fetch.remote(list(requests), timeout_s)
             except (ValueError, ray.exceptions.RayError) as error:
@@ -250,14 +258,22 @@ class RemotePool:
                 answers[worker_id] = self._receive(worker_id, ref, timeout_s)
             except WorkerLost as lost:
                 answers[worker_id] = lost
-        return answers
+        for worker_id, (number, found) in self._ranges.receive(sent).items():
+            self._note(number, worker_id)
+            answers[worker_id] = found
+        # What did not come that way is asked of Ray, which knows whether the worker lives.
+        again = {worker_id: calls[worker_id] for worker_id in sent if worker_id not in answers}
+        return {**answers, **self.fetch(again, max(0.1, deadline - time.monotonic()))} if again else answers
+
+    def _note(self, number: int, worker_id: str) -> None:
+        if number > self._view.number:
+            self._newer = (number, worker_id)
 
     def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> list[Fetched]:
         what = f"worker {worker_id[:8]}"
         # The worker gives up at timeout_s and says why; only one that is stuck or dead needs the extra second.
         number, wire = get(ref, timeout_s + 1, what)
-        if number > self._view.number:
-            self._newer = (number, worker_id)
+        self._note(number, worker_id)
         refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}
         views = dict(zip(refs, get_views(list(refs.values()), timeout_s + 1, what), strict=True))
 

@@ -141,6 +141,15 @@ def _init(address: str, settings: Settings) -> None:
         raise ClusterUnavailable(f"cannot join the Ray cluster at {address}: {failure[0]}") from failure[0]
 
 
+def cluster_token() -> str | None:
+    """The token that Ray's processes show each other, None where they need none."""
+    if os.environ.get(AUTH_MODE) != "token":
+        return None
+    raylet: Any = importlib.import_module("ray._raylet")
+    token = raylet.AuthenticationTokenLoader.instance().get_raw_token()
+    return token.decode() if isinstance(token, bytes) else str(token)
+
+
 def draining_nodes() -> set[str]:
     """Ids of the nodes that Ray is about to take away: scaled in by the autoscaler, or preempted."""
     from ray._private.state import state

@@ -6,11 +6,13 @@ import os
 import pickle
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
+from raycache.actors.flight import ByteServer
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
 from raycache.actors.peers import RemotePeers
 from raycache.actors.plasma import Plasma
@@ -18,7 +20,7 @@ from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.membership import Report, View
-from raycache.core.values import Failed, Fetch, Filed
+from raycache.core.values import Buffer, Failed, Fetch, Filed
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
@@ -51,13 +53,20 @@ class WorkerActor:
             tiers, sources, settings.fetch_concurrency, peers=peers,
             limits=SourceLimits(settings.source_requests, settings.source_bytes_per_s),
         )  # fmt: skip
-        self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex)
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        bytes_at = ByteServer(host, self._ranges)
+        self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex, bytes_at.address)
         self._store.start()
         self._mover.start()
+        bytes_at.start()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
         """See BlockStore.fetch; with the number of the view that clients should have."""
         return self._mover.settled, [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
+
+    def _ranges(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[Buffer | Failed]]:
+        answers = self._store.fetch([replace(each, whole=False, named=False) for each in requests], timeout_s)
+        return self._mover.settled, [answer for answer in answers if not isinstance(answer, Kept | Filed)]
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
         """See BlockStore.hint."""

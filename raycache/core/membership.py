@@ -51,6 +51,8 @@ class Report:
     """Of the view that it knows."""
     moving: int = 0
     """Blocks that it has still to offer or to move to other workers."""
+    bytes_at: str = ""
+    """See Worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +125,5 @@ def _worker(node: Node, report: Report, taken: Mapping[str, Worker]) -> Worker:
         memory_bytes=report.memory_bytes,
         draining=node.draining,
         incarnation=report.incarnation,
+        bytes_at=report.bytes_at,
     )

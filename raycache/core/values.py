@@ -48,6 +48,8 @@ class Worker:
     """About to leave: asked last, and given nothing new."""
     incarnation: str = ""
     """Changes when its process does: what it had in memory is gone then."""
+    bytes_at: str = ""
+    """Where it sends ranges from, other than through Ray."""
 
 
 @dataclass(frozen=True, slots=True)

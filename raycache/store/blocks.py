@@ -137,7 +137,7 @@ class BlockStore:
         block_id = block.block_id
         self._peers.offered(giver, [block_id])
         with self._lock:
-            while block_id not in self._tiers:
+            while not self._tiers.holds(block_id):
                 flight = self._flights.get(block_id)
                 if flight is None or not flight.filling:
                     if not self._peers.has_offer(block_id):

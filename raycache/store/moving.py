@@ -41,6 +41,7 @@ class Mover:
         peers: Peers,
         identity: str | None,
         incarnation: str,
+        bytes_at: str = "",
         scheduler: Scheduler = THREADS,
     ) -> None:
         self._store = store
@@ -48,6 +49,7 @@ class Mover:
         self._peers = peers
         self._identity = identity
         self._incarnation = incarnation
+        self._bytes_at = bytes_at
         self._scheduler = scheduler
         self._memory_bytes = tiers.memory_quota_bytes
         self._lock = scheduler.lock()
@@ -82,8 +84,11 @@ class Mover:
         return self._settled
 
     def adopt(self, view: View, me: str | None, settled: int) -> Report:
-        """Go on with a view in which this worker has the id ``me``; what has moved is offered before this returns."""
-        if me is not None and self._peers.adopt(view, me):
+        """Go on with a view in which this worker has the id ``me``; what has moved is offered before this returns.
+
+        Not while it does not know yet what it holds: the master asks again.
+        """
+        if me is not None and not self._tiers.looking and self._peers.adopt(view, me):
             with self._lock:
                 self._news.clear()
                 self._moves.clear()
@@ -106,6 +111,7 @@ class Mover:
             self._tiers.capacity_bytes,
             self._peers.view.number,
             moving,
+            self._bytes_at,
         )
 
     def sealed(self, block_id: bytes, dataset: str) -> None:
@@ -117,7 +123,7 @@ class Mover:
 
     def offered(self, giver: str, block_ids: Sequence[bytes]) -> list[bool]:
         """Another worker holds these for us; whether each is lacking here."""
-        lacking = [block_id not in self._tiers for block_id in block_ids]
+        lacking = [not self._tiers.holds(block_id) for block_id in block_ids]
         self._peers.offered(giver, (block_id for block_id, lacks in zip(block_ids, lacking, strict=True) if lacks))
         return lacking
 
