@@ -209,6 +209,7 @@ def hit_rate(policy: Any, fraction: float, files_per_block: int) -> float:
     """Of a store with room for a fraction of BLOCKS blocks."""
     from raycache.core.values import BlockPlan, Fetch, Part
     from raycache.store import blocks
+    from raycache.store.accounts import Accounts
     from raycache.store.tiers import Tiers
     from raycache.testing.inprocess import PlainMemory
 
@@ -221,7 +222,8 @@ def hit_rate(policy: Any, fraction: float, files_per_block: int) -> float:
     ]
     reads = [Fetch(plan.block_id, plan.pack(), part.block_offset, size, False) for plan in plans for part in parts]
     quota_bytes = int(fraction * BLOCKS) * size * files_per_block
-    store = blocks.BlockStore(Tiers(PlainMemory(), quota_bytes, (), policy), Source(), 2)  # type: ignore[arg-type]
+    tiers = Tiers(PlainMemory(), quota_bytes, (), Accounts(policy))
+    store = blocks.BlockStore(tiers, Source(), 2)  # type: ignore[arg-type]
     store.start()
     rng = random.Random(7)
     before: dict[str, int] = {}
@@ -239,13 +241,13 @@ def hit_rate(policy: Any, fraction: float, files_per_block: int) -> float:
 
 def scan(home: Path, rounds: int) -> Found:
     """Seconds until a worker answers, and until it knows all of SCAN_FILES block files."""
-    from raycache.core.eviction import make_policy
+    from raycache.store.accounts import Accounts
     from raycache.store.directory import Directory
 
     for number in range(256):
         (home / f"{number:02x}").mkdir()
     for number in range(SCAN_FILES):
-        name = random.Random(number).randbytes(16).hex()
+        name = f"{random.Random(number).randbytes(16).hex()}-{number % 1000:016x}"
         fd = os.open(home / name[:2] / name, os.O_CREAT | os.O_WRONLY)
         os.ftruncate(fd, 8192)
         os.close(fd)
@@ -255,7 +257,7 @@ def scan(home: Path, rounds: int) -> Found:
             if cache == "cold":
                 os.sync()
                 Path("/proc/sys/vm/drop_caches").write_text("3")
-            directory = Directory(home, SCAN_FILES * 8192, make_policy("keep"))
+            directory = Directory(home, SCAN_FILES * 8192, Accounts())
             began = time.perf_counter()
             directory.open(wait=False)
             found[f"answers, {cache}"].append(time.perf_counter() - began)

@@ -22,6 +22,7 @@ from raycache.actors.transport import draining_nodes, get
 from raycache.actors.worker import WorkerActor
 from raycache.config import Settings, parse_memory
 from raycache.core.membership import Membership, Node, Report, View
+from raycache.core.retention import Retention
 from raycache.errors import InvalidInput, NotFound, Unavailable, WorkerLost
 
 RECONCILE_S = 2.0
@@ -40,10 +41,10 @@ _log = logging.getLogger("raycache.master")
 class Fleet:
     """See the module. Threading: safe; one round at a time."""
 
-    def __init__(self, settings: Settings, replicas: Callable[[], Mapping[str, int]]) -> None:
-        """``replicas``: datasets with more than one copy of each block, by name."""
+    def __init__(self, settings: Settings, retentions: Callable[[], Mapping[str, Retention]]) -> None:
+        """``retentions``: what each dataset may keep, by name."""
         self._settings = settings
-        self._replicas = replicas
+        self._retentions = retentions
         self._register = Register(settings.namespace)
         self._lock = threading.Lock()
         known = self._register.get("view")
@@ -144,7 +145,8 @@ class Fleet:
             self._gone.add(node_id)
             self._save_leaving()
         seen = [node for node in seen if node.node_id not in self._gone]
-        self._spread(self._membership.step(seen, self._replicas(), time.monotonic()))
+        replicas = {name: retention.replicas for name, retention in self._retentions().items()}
+        self._spread(self._membership.step(seen, replicas, time.monotonic()))
         for node_id in self._gone & {node["NodeID"] for node in wanted}:
             self._end(node_id)
         self._finished = number
@@ -159,14 +161,12 @@ class Fleet:
             self._configure(nodes, SPREAD_S)
             self._settled = view.number
             for node_id in nodes:
-                self._call(node_id, "configure", view, self._id_of(node_id), view.number)
+                self._call(node_id, "configure", *self._news(node_id, None))
 
     def _configure(self, node_ids: Sequence[str], timeout_s: float) -> dict[str, Report]:
         """Tell workers of the view; the reports of those that answer in time."""
-        view = self._membership.view
-        calls = {
-            node_id: self._call(node_id, "configure", view, self._id_of(node_id), self._settled) for node_id in node_ids
-        }
+        retentions = self._retentions()
+        calls = {node_id: self._call(node_id, "configure", *self._news(node_id, retentions)) for node_id in node_ids}
         refs = {ref: node_id for node_id, ref in calls.items() if ref is not None}
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
         reports: dict[str, Report] = {}
@@ -176,6 +176,16 @@ class Fleet:
             except Unavailable as error:
                 _log.warning("%s", error)
         return reports
+
+    def _news(self, node_id: str, retentions: Mapping[str, Retention] | None) -> tuple[Any, ...]:
+        """What ``WorkerActor.configure`` is told: the view, and this worker's share of what datasets may keep."""
+        view = self._membership.view
+        me = view.find(self._id_of(node_id) or "")
+        if me is None or retentions is None:
+            return view, me and me.worker_id, self._settled, None
+        total_bytes = sum(worker.capacity_bytes for worker in view.workers)
+        shares = {name: each.share(me.capacity_bytes, total_bytes) for name, each in retentions.items()}
+        return view, me.worker_id, self._settled, shares
 
     def _id_of(self, node_id: str) -> str | None:
         workers = self._membership.view.workers

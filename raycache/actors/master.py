@@ -51,7 +51,7 @@ class MasterActor:
         if settings.backup_to is not None:
             threading.Thread(target=self._backups.run, args=(threading.Event(),), name="backup", daemon=True).start()
         self._published = PublishedManifests(_own_store_bytes())
-        self._fleet = Fleet(settings, self._replicas)
+        self._fleet = Fleet(settings, self._metadata.retentions.all)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
         threading.Thread(
             target=_refresh_by_itself, args=(self._metadata.refresher,), name="refresh", daemon=True
@@ -61,7 +61,12 @@ class MasterActor:
         self, source: str, name: str | None, options: Mapping[str, Any], request_id: str | None = None
     ) -> Dataset:
         """See Metadata.attach."""
-        return self._metadata.attach(source, name, options, request_id)
+        return self._told(self._metadata.attach(source, name, options, request_id))
+
+    def _told(self, dataset: Dataset) -> Dataset:
+        """The same, now that the workers that answer know what it may keep."""
+        self._fleet.reconcile()
+        return dataset
 
     def datasets(self) -> list[Dataset]:
         """See Metadata.datasets."""
@@ -95,19 +100,20 @@ class MasterActor:
 
     def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
         """See Retentions.set."""
-        return self._metadata.retentions.set(name, changes)
+        return self._told(self._metadata.retentions.set(name, changes))
 
     def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
         """See Retentions.pin."""
-        return self._metadata.retentions.pin(name, path, size_bytes, self._fleet.capacity_bytes())
+        return self._told(self._metadata.retentions.pin(name, path, size_bytes, self._fleet.capacity_bytes()))
 
     def unpin(self, name: str, path: str) -> Dataset:
         """See Retentions.unpin."""
-        return self._metadata.retentions.unpin(name, path)
+        return self._told(self._metadata.retentions.unpin(name, path))
 
     def remove(self, name: str, request_id: str | None = None) -> None:
         """See Metadata.remove."""
         self._metadata.remove(name, request_id)
+        self._fleet.reconcile()
 
     def refresh(self, dir_id: int, request_id: str | None = None) -> int:
         """See Metadata.refresh."""
@@ -132,9 +138,6 @@ class MasterActor:
     def drain(self, node: str, undo: bool) -> str:
         """See Fleet.drain."""
         return self._fleet.drain(node, undo)
-
-    def _replicas(self) -> dict[str, int]:
-        return {dataset.name: dataset.retention.replicas for dataset in self._metadata.datasets()}
 
     def settings(self) -> Settings:
         """What this cache was made with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +20,17 @@ from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.membership import Report, View
+from raycache.core.retention import Retention
 from raycache.core.values import Buffer, Failed, Fetch, Filed
+from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
-from raycache.store.tiers import Kept, Tiers
+from raycache.store.tending import Tending
+from raycache.store.tiers import Freed, Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
@@ -44,10 +47,11 @@ class WorkerActor:
         limits = Limits(settings.connect_timeout_s, settings.request_timeout_s, settings.fetch_concurrency)
         sources = Sources(self._access, limits)
         own = [tier.on(node_name) for tier in settings.tiers]
-        directories = open_directories(own, settings.namespace, settings.eviction, wait=False)
+        accounts = Accounts(settings.eviction, wait=True)
+        directories = open_directories(own, settings.namespace, accounts, wait=False)
         usable = [directory.path for directory in directories if directory.in_service]
         identity = find_identity(usable, lambda: uuid.uuid4().hex)
-        tiers = Tiers(Plasma(), quota_bytes, directories, settings.eviction)
+        tiers = Tiers(Plasma(), quota_bytes, directories, accounts)
         peers = Peers(RemotePeers(settings.namespace))
         self._store = BlockStore(
             tiers, sources, settings.fetch_concurrency, peers=peers,
@@ -56,8 +60,10 @@ class WorkerActor:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex, bytes_at.address)
+        self._tending = Tending(tiers)
         self._store.start()
         self._mover.start()
+        self._tending.start()
         bytes_at.start()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
@@ -77,6 +83,11 @@ class WorkerActor:
         return _to_wire(self._store.fetch([request], timeout_s, direct=True)[0])
 
     @ray.method(concurrency_group="control")
+    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None = None) -> Freed:
+        """See BlockStore.free."""
+        return self._store.free(dataset, path, blocks)
+
+    @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
         return {"pid": os.getpid(), **self._store.status()}
@@ -87,8 +98,10 @@ class WorkerActor:
         return self._mover.view
 
     @ray.method(concurrency_group="control")
-    def configure(self, view: View, me: str | None, settled: int) -> Report:
-        """See Mover.adopt."""
+    def configure(self, view: View, me: str | None, settled: int, retentions: Mapping[str, Retention] | None) -> Report:
+        """See BlockStore.configure and Mover.adopt. ``retentions``: None while this worker's share is not known."""
+        if retentions is not None:
+            self._store.configure(retentions)
         return self._mover.adopt(view, me, settled)
 
     @ray.method(concurrency_group="control")

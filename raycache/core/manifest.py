@@ -278,7 +278,8 @@ class Manifest:
             for at in range(begin, end, PART_BYTES):
                 length = min(PART_BYTES, end - at)
                 parts.append(Part(path, etag, at - self._ends[row], at - start, length))
-        return BlockPlan(self.block_id(block), self.directory.dataset, stop - start, tuple(parts))
+        about = self.directory
+        return BlockPlan(self.block_id(block), about.dataset, stop - start, tuple(parts), about.path)
 
     def _block_rows(self, block: int) -> range:
         start, stop = self._cuts[block], self._cuts[block + 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from raycache.core.retention import Retention
 
@@ -52,6 +52,14 @@ class Worker:
     """Where it sends ranges from, other than through Ray."""
 
 
+class Origin(NamedTuple):
+    """Where the bytes of a block come from: it holds files of one directory."""
+
+    dataset: str
+    directory: str = ""
+    """Path inside the dataset."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A contiguous piece of one file inside a block: the unit of a request to the under file system."""
@@ -74,6 +82,13 @@ class BlockPlan:
     size_bytes: int
     parts: tuple[Part, ...]
     """Ordered by ``block_offset``, without gaps. Empty files have no part."""
+    directory: str = ""
+    """Path inside the dataset of the directory whose files these are."""
+
+    @property
+    def origin(self) -> Origin:
+        """Where its bytes come from."""
+        return Origin(self.dataset, self.directory)
 
     def pack(self) -> bytes:
         """Bytes to send. A client packs a plan once and a worker unpacks it once, however many reads carry it."""

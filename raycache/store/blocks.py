@@ -15,10 +15,11 @@ threads of their own, so that a slow disk takes no fetcher from the readers.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from raycache.core.retention import Retention
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
@@ -26,7 +27,7 @@ from raycache.store.counters import Counters
 from raycache.store.fetchqueue import NO_LIMITS, FetchQueue, Job, SourceLimits
 from raycache.store.flight import Flight
 from raycache.store.peers import About, Peers
-from raycache.store.tiers import Kept, Tiers
+from raycache.store.tiers import Freed, Kept, Tiers
 from raycache.ufs.sources import Sources
 
 FILLS_MAX = 16
@@ -63,6 +64,7 @@ class BlockStore:
         self._tiers = tiers
         self._sources = sources
         self._counters = Counters()
+        self._missed: dict[str, int] = {}
         self._flights: OrderedDict[bytes, Flight] = OrderedDict()
         self._queue = FetchQueue(limits)
         self._pulls: deque[Flight] = deque()
@@ -116,7 +118,7 @@ class BlockStore:
         stored = self._tiers.find_stored(block_id) if kept is None else None
         found: Kept | Buffer | None = kept
         if kept is not None:
-            holes, dataset = kept.holes, kept.dataset
+            holes, dataset = kept.holes, kept.origin.dataset
         elif stored is not None:
             header = stored.block.header
             holes, dataset = header.holes, header.dataset
@@ -144,7 +146,7 @@ class BlockStore:
                         return False  # the giver could not give it after all
                     if flight is None:
                         flight = self._flights[block_id] = Flight(
-                            BlockPlan(block_id, block.dataset, block.size_bytes, ())
+                            BlockPlan(block_id, block.dataset, block.size_bytes, (), block.directory)
                         )
                     if not self._fill(flight):
                         self._forget_unplanned(flight)
@@ -167,10 +169,22 @@ class BlockStore:
                     self._fill(flight)
             self._trim_probes()
 
-    def status(self) -> dict[str, Any]:
-        """Figures for ``raycache status``."""
+    def configure(self, retentions: Mapping[str, Retention]) -> None:
+        """See Tiers.configure."""
+        self._tiers.configure(retentions)
         with self._lock:
-            return {**self._tiers.status(), "filling": self._filling, "counters": asdict(self._counters)}
+            self._missed = {dataset: count for dataset, count in self._missed.items() if dataset in retentions}
+
+    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None = None) -> Freed:
+        """See Tiers.free."""
+        return self._tiers.free(dataset, path, blocks)
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``; ``missed`` are reads that waited for the source, by dataset."""
+        with self._lock:
+            missed = dict(self._missed)
+            about = {"filling": self._filling, "counters": asdict(self._counters), "missed": missed}
+        return {**self._tiers.status(), **about}
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until no fill is under way; False when the time was not enough."""
@@ -222,6 +236,7 @@ class BlockStore:
             self._counters.hits += 1
         else:
             self._counters.misses += 1
+            self._missed[flight.plan.dataset] = self._missed.get(flight.plan.dataset, 0) + 1
         sweep = (touched and bool(new)) or len(numbers) * 2 > len(flight.plan.parts) or flight.is_complete
         if sweep and not flight.filling and not self._fill(flight):
             self._counters.read_through += 1
@@ -264,7 +279,7 @@ class BlockStore:
         nothing_to_ask = pull or flight.direct or (mine and flight.is_complete)
         if not nothing_to_ask and self._peers.first(plan.block_id) is not None:
             return True  # it is read through its first owner, who hands it over when it has it
-        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.dataset, evict=mine)
+        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.origin, evict=mine)
         if flight.claim is None:
             return False
         self._filling += 1

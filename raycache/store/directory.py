@@ -24,24 +24,25 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from raycache.config import Eviction, Tier
+from raycache.config import Tier
 from raycache.core import blockfile
 from raycache.core.blockfile import BadFile, Header, Hole
-from raycache.core.eviction import Policy, make_policy
 from raycache.core.lane import Lane, Overdue
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer, Filed
-from raycache.store import identity
+from raycache.core.values import Buffer, Filed, Origin
+from raycache.store.accounts import Accounts
 from raycache.store.fileops import FileOps, medium
 from raycache.store.ledger import Ledger, Reservation
+from raycache.store.origins import Origins, key_of
+from raycache.store.survey import TEMPORARY, Found, file_path, find_key, survey
 
 LOCK_WAIT_S = 5.0
 """How long to wait for the lock: a worker that was killed holds it until the kernel has taken it apart."""
@@ -53,8 +54,6 @@ READS, READ_DEADLINE_S = 8, 10.0
 WRITES, WRITE_DEADLINE_S = 4, 60.0
 """Files written or deleted at once; a disk that syncs may take its time."""
 _ENTER_AT_ONCE = 1000
-_NAME = re.compile(r"[0-9a-f]{2,128}")
-_TEMPORARY = ".writing"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this process, not of the directory."""
@@ -67,6 +66,7 @@ class OpenBlock:
 
     path: Path
     fd: int
+    origin: Origin
     header: Header
     packed: bytes
     """The header as it is in the file."""
@@ -110,7 +110,7 @@ class Directory:
         self,
         path: Path,
         quota_bytes: int,
-        policy: Policy,
+        accounts: Accounts,
         files: FileOps | None = None,
         scheduler: Scheduler = THREADS,
     ) -> None:
@@ -123,7 +123,8 @@ class Directory:
         self._writes = Lane(WRITES, WRITE_DEADLINE_S, "disk-write", scheduler)
         self._late: set[Reservation] = set()
         """Those whose file is being written by a call that is overdue."""
-        self._ledger = Ledger(quota_bytes, policy)
+        self._ledger = Ledger(quota_bytes, accounts)
+        self._origins = Origins(path, self._files, scheduler)
         self._open: OrderedDict[bytes, OpenBlock] = OrderedDict()
         self._figures = Figures()
         self._lock_fd: int | None = None
@@ -154,11 +155,14 @@ class Directory:
         self._files.make_private(self.path)
         self._lock_fd = self._files.take_lock(self.path / "lock", lock_wait_s)
         self._medium = medium(self.path)
+        self._origins.read()
 
     def _look(self) -> None:
         try:
             if self.in_service:
-                self._enter(*self._scan())
+                found = survey(self.path, self._files, self._origins, self._ledger.quota_bytes)
+                self._figures.foreign = found.foreign
+                self._enter(found.fitting, found.beyond)
         except OSError as error:
             self._fail(error)
         with self._lock:
@@ -194,22 +198,18 @@ class Directory:
         """What its files may take."""
         return self._ledger.quota_bytes
 
-    def held(self) -> list[bytes]:
-        """All blocks that are here."""
-        with self._lock:
-            return self._ledger.held()
-
     def __contains__(self, block_id: bytes) -> bool:
         """As far as is known without looking: True while it is not known."""
         with self._lock:
             return self._may_have(block_id)
 
-    def reserve(self, block_id: bytes, size_bytes: int, dataset: str, *, evict: bool = True) -> Reservation | None:
+    def reserve(self, block_id: bytes, size_bytes: int, origin: Origin, *, evict: bool = True) -> Reservation | None:
         """Bytes for the file of a block, or None when it is not to come here. ``evict``: see Ledger."""
         with self._lock:
             if self._out_of_service or self._looking or self._hanging or self._clock() < self._full_until:
                 return None
-            return self._ledger.reserve(block_id, blockfile.file_bytes(size_bytes, dataset), evict=evict)
+            file_bytes = blockfile.file_bytes(size_bytes, origin.dataset)
+            return self._ledger.reserve(block_id, file_bytes, origin, evict=evict)
 
     def cancel(self, reservation: Reservation) -> None:
         """The block does not come. Where its file is being written still, its bytes are free when that has ended."""
@@ -217,12 +217,10 @@ class Directory:
             if reservation not in self._late:
                 self._ledger.cancel(reservation)
 
-    def write(self, reservation: Reservation, dataset: str, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> bool:
+    def write(self, reservation: Reservation, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> bool:
         """Make the file, its victims gone before. False when it could not be: then ``cancel`` the reservation."""
         try:
-            self._writes.call(
-                lambda: self._make(reservation, dataset, block, holes), late=lambda: self._undo(reservation)
-            )
+            self._writes.call(lambda: self._make(reservation, block, holes), late=lambda: self._undo(reservation))
         except Overdue as overdue:
             if overdue.begun:
                 with self._lock:
@@ -235,17 +233,18 @@ class Directory:
             if self._out_of_service:
                 return False
             self._figures.evicted += len(reservation.victims)
-            self._ledger.commit(reservation)
+            self._ledger.commit(reservation, self._clock())
         return True
 
-    def _make(self, reservation: Reservation, dataset: str, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> None:
+    def _make(self, reservation: Reservation, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> None:
         """Drop the victims and write the file. Raises BadFile, OSError."""
-        path = self._path(reservation.block_id)
-        temporary = path.with_name(path.name + _TEMPORARY)
-        header = blockfile.encode(reservation.block_id, dataset, block, holes)
+        path = self._path(reservation.block_id, reservation.origin)
+        temporary = path.with_name(path.name + TEMPORARY)
+        header = blockfile.encode(reservation.block_id, reservation.origin.dataset, block, holes)
         for victim in reservation.victims:
             self._remove(victim)  # a file that stays would be one too many
         self._files.make_private(path.parent)
+        self._origins.keep(reservation.origin)
         try:
             self._files.write_synced(temporary, header, block)
             self._files.publish(temporary, path)
@@ -256,7 +255,7 @@ class Directory:
     def _undo(self, reservation: Reservation) -> None:
         """A file was written, or was not, after its caller had given up."""
         try:
-            self._files.remove(self._path(reservation.block_id))
+            self._files.remove(self._path(reservation.block_id, reservation.origin))
         except OSError as error:
             self._fail(error)
         with self._lock:
@@ -268,7 +267,7 @@ class Directory:
         with self._lock:
             if not self._may_have(block_id):
                 return None
-            self._ledger.touch(block_id)
+            self._ledger.touch(block_id, self._clock())
             block = self._open.get(block_id)
             if block is not None:
                 self._open.move_to_end(block_id)
@@ -321,13 +320,29 @@ class Directory:
 
     def _remove(self, block_id: bytes) -> None:
         """Delete a file; while it is on the disk, nothing may be written in its place. Raises OSError."""
-        self._files.remove(self._path(block_id))
+        with suppress(FileNotFoundError):
+            self._files.remove(self._place(block_id)[0])
         self._forget(block_id)
 
     def set_spare(self, block_id: bytes, spare: bool) -> None:
         """See Ledger."""
         with self._lock:
             self._ledger.set_spare(block_id, spare)
+
+    def apply(self) -> None:
+        """What datasets may keep has changed: see the accounts."""
+        with self._lock:
+            self._ledger.apply()
+
+    def surplus(self, limit: int) -> list[bytes]:
+        """See Ledger."""
+        with self._lock:
+            return self._ledger.surplus(self._clock(), limit)
+
+    def held(self) -> list[tuple[bytes, Origin, int]]:
+        """See Ledger."""
+        with self._lock:
+            return self._ledger.held()
 
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``."""
@@ -338,6 +353,7 @@ class Directory:
                 "quota_bytes": self._ledger.quota_bytes,
                 "used_bytes": self._ledger.held_bytes,
                 "blocks": len(self._ledger),
+                "datasets": self._ledger.datasets(),
                 **self._figures.__dict__,
                 "looking": self._looking,
                 "overdue": self._reads.overdue + self._writes.overdue,
@@ -360,43 +376,19 @@ class Directory:
             return False
         return block_id in self._ledger or (self._looking and block_id not in self._dropped)
 
-    def _scan(self) -> tuple[list[tuple[bytes, int]], list[bytes]]:
-        """Blocks and bytes of files that fit into the quota, oldest first; and those that do not."""
-        found: list[tuple[float, bytes, int]] = []
-        for directory in self._files.scan(self.path):
-            if not (directory.is_dir(follow_symlinks=False) and re.fullmatch("[0-9a-f]{2}", directory.name)):
-                self._figures.foreign += directory.name not in ("lock", identity.NAME)
-                continue
-            for entry in self._files.scan(Path(directory.path)):
-                if entry.name.endswith(_TEMPORARY):
-                    self._files.remove(Path(entry.path))
-                elif _is_ours(directory.name, entry.name) and entry.is_file(follow_symlinks=False):
-                    about = entry.stat(follow_symlinks=False)
-                    found.append((about.st_mtime, bytes.fromhex(entry.name), about.st_size))
-                else:
-                    self._figures.foreign += 1
-        room_bytes = self._ledger.quota_bytes
-        fitting: list[tuple[bytes, int]] = []
-        beyond: list[bytes] = []
-        for _, block_id, size_bytes in sorted(found, reverse=True):
-            if size_bytes <= room_bytes:
-                room_bytes -= size_bytes
-                fitting.append((block_id, size_bytes))
-            else:  # the quota was larger once
-                beyond.append(block_id)
-        return fitting[::-1], beyond
-
-    def _enter(self, fitting: list[tuple[bytes, int]], beyond: list[bytes]) -> None:
+    def _enter(self, fitting: list[Found], beyond: list[Found]) -> None:
         """Enter what was found into the books. Raises OSError."""
-        for block_id in beyond:
-            self._files.remove(self._path(block_id))
         for start in range(0, len(fitting), _ENTER_AT_ONCE):
             with self._lock:
-                for block_id, size_bytes in fitting[start : start + _ENTER_AT_ONCE]:
-                    if block_id not in self._dropped:
-                        reservation = self._ledger.reserve(block_id, size_bytes)
-                        assert reservation is not None, "what fits is taken"
-                        self._ledger.commit(reservation)
+                for one in fitting[start : start + _ENTER_AT_ONCE]:
+                    if one.block_id not in self._dropped:
+                        reservation = self._ledger.reserve(one.block_id, one.size_bytes, one.origin)
+                        if reservation is None:  # one block under two names
+                            beyond.append(one)
+                        else:
+                            self._ledger.commit(reservation, self._clock())
+        for one in beyond:
+            self._files.remove(self._path(one.block_id, one.origin))
 
     def _open_file(self, block_id: bytes) -> OpenBlock | None:
         """None when it is not there, torn (then it is dropped), or the directory fails."""
@@ -415,7 +407,7 @@ class Directory:
         return None
 
     def _open_checked(self, block_id: bytes) -> OpenBlock:
-        path = self._path(block_id)
+        path, origin = self._place(block_id)
         fd, size_bytes = self._files.open_to_read(path)
         try:
             length = blockfile.header_bytes(self._files.pread(fd, blockfile.PREFIX_BYTES, 0))
@@ -426,11 +418,21 @@ class Directory:
         except BaseException:
             self._files.close(fd)
             raise
-        return OpenBlock(path, fd, header, packed, self._clock(), self._files)
+        return OpenBlock(path, fd, origin, header, packed, self._clock(), self._files)
 
-    def _path(self, block_id: bytes) -> Path:
-        name = block_id.hex()
-        return self.path / name[:2] / name
+    def _place(self, block_id: bytes) -> tuple[Path, Origin]:
+        """The file of a block, and where it comes from. Raises FileNotFoundError, OSError."""
+        with self._lock:
+            origin, looking = self._ledger.origin(block_id), self._looking
+        if origin is None and looking:
+            key = find_key(self.path, self._files, block_id)
+            origin = None if key is None else self._origins.find(key)
+        if origin is None:
+            raise FileNotFoundError(errno.ENOENT, "it was dropped")
+        return self._path(block_id, origin), origin
+
+    def _path(self, block_id: bytes, origin: Origin) -> Path:
+        return file_path(self.path, block_id, key_of(origin))
 
     def _forget(self, block_id: bytes) -> None:
         with self._lock:
@@ -440,7 +442,7 @@ class Directory:
                 self._dropped.add(block_id)
 
     def _discard(self, block_id: bytes, error: BadFile) -> None:
-        _log.warning("%s: %s; it is dropped and fetched again", self._path(block_id), error)
+        _log.warning("%s: block %s: %s; it is dropped and fetched again", self.path, block_id.hex(), error)
         self.drop(block_id)
 
     def _fail(self, error: OSError | BadFile) -> None:
@@ -462,15 +464,11 @@ class Directory:
 
 
 def open_directories(
-    tiers: Iterable[Tier], namespace: str, eviction: Eviction, *, wait: bool = True
+    tiers: Iterable[Tier], namespace: str, accounts: Accounts, *, wait: bool = True
 ) -> list[Directory]:
     """The directories of one worker, open: in each tier's a directory for the cache's namespace."""
     name = "blocks-" + quote(namespace, safe="")
-    directories = [Directory(tier.directory / name, tier.quota_bytes, make_policy(eviction)) for tier in tiers]
+    directories = [Directory(tier.directory / name, tier.quota_bytes, accounts) for tier in tiers]
     for directory in directories:
         directory.open(wait=wait)
     return directories
-
-
-def _is_ours(directory: str, name: str) -> bool:
-    return len(name) % 2 == 0 and _NAME.fullmatch(name) is not None and name.startswith(directory)

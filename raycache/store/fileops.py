@@ -57,6 +57,10 @@ class FileOps:
         with os.scandir(path) as entries:
             yield from entries
 
+    def names(self, path: Path) -> list[str]:
+        """Names in a directory."""
+        return os.listdir(path)
+
     def open_to_read(self, path: Path) -> tuple[int, int]:
         """A descriptor, and the length of the file."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -99,6 +103,26 @@ class FileOps:
             self.sync(fd)
         finally:
             os.close(fd)
+
+    def append_synced(self, path: Path, data: bytes) -> None:
+        """Add to the end of a file, and return when it is on the disk."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self.write(fd, view) :]
+            self.sync(fd)
+        finally:
+            os.close(fd)
+
+    def read(self, path: Path) -> bytes:
+        """All of a file; nothing where there is none."""
+        try:
+            fd, _ = self.open_to_read(path)
+        except FileNotFoundError:
+            return b""
+        with os.fdopen(fd, "rb") as file:
+            return file.read()
 
     def write(self, fd: int, data: memoryview) -> int:
         """Write some bytes; returns how many."""

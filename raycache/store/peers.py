@@ -36,6 +36,8 @@ class About:
     block_id: bytes
     dataset: str
     size_bytes: int
+    directory: str
+    """Path inside the dataset of the directory whose files are in it."""
 
 
 class PeerCalls(Protocol):

@@ -10,16 +10,16 @@ Threading: safe; one lock for the books of the memory, blocks are copied and wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raycache.config import Eviction
 from raycache.core.blockfile import Hole
-from raycache.core.eviction import make_policy
+from raycache.core.retention import Retention, is_within
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer, Filed
+from raycache.core.values import Buffer, Filed, Origin
 from raycache.errors import Unavailable
+from raycache.store.accounts import Accounts
 from raycache.store.directory import Directory, OpenBlock
 from raycache.store.ledger import Ledger, Reservation
 
@@ -39,7 +39,7 @@ class Kept:
     handle: Any
     view: memoryview
     holes: tuple[Hole, ...]
-    dataset: str
+    origin: Origin
     sealed: float
     """When, on the monotonic clock."""
 
@@ -58,7 +58,16 @@ class Claim:
 
     reservation: Reservation
     directory: Directory | None
-    dataset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was dropped because a user asked, copies counted."""
+
+    blocks: int = 0
+    size_bytes: int = 0
+    pinned_bytes: int = 0
+    """Of blocks that stay because they are pinned."""
 
 
 class Tiers:
@@ -69,16 +78,17 @@ class Tiers:
         memory: BlockMemory,
         quota_bytes: int,
         directories: Sequence[Directory] = (),
-        eviction: Eviction = "keep",
+        accounts: Accounts | None = None,
         scheduler: Scheduler = THREADS,
     ) -> None:
-        """``directories`` are open; ``close`` closes them. ``quota_bytes``: of the memory."""
+        """``directories``: open, with the same ``accounts``; ``close`` closes them. ``quota_bytes``: of the memory."""
         self.memory_quota_bytes = quota_bytes
         self._memory = memory
         self._directories = tuple(directories)
         self._scheduler = scheduler
         self._lock = scheduler.lock()
-        self._ledger = Ledger(quota_bytes, make_policy(eviction))
+        self._accounts = accounts or Accounts(scheduler=scheduler)
+        self._ledger = Ledger(quota_bytes, self._accounts)
         self._kept: dict[bytes, Kept] = {}
         self._surplus: set[bytes] = set()
         self._hits = 0
@@ -88,14 +98,17 @@ class Tiers:
         for directory in self._directories:
             directory.close()
 
-    def about(self, block_id: bytes) -> tuple[str, int] | None:
-        """Dataset and size of a block that is here. May read its header."""
+    def about(self, block_id: bytes) -> tuple[str, int, str] | None:
+        """Dataset, size and directory of a block that is here. May read its header."""
         with self._lock:
             kept = self._kept.get(block_id)
         if kept is not None:
-            return kept.dataset, len(kept.view)
+            return kept.origin.dataset, len(kept.view), kept.origin.directory
         stored = self.find_stored(block_id)
-        return None if stored is None else (stored.block.header.dataset, stored.block.header.size_bytes)
+        if stored is None:
+            return None
+        origin = stored.block.origin
+        return origin.dataset, stored.block.header.size_bytes, origin.directory
 
     @property
     def capacity_bytes(self) -> int:
@@ -103,12 +116,10 @@ class Tiers:
         return self.memory_quota_bytes + sum(one.quota_bytes for one in self._directories if one.in_service)
 
     def held(self) -> list[tuple[bytes, str | None]]:
-        """All blocks that are here, with their dataset where it is known without looking."""
-        with self._lock:
-            found: dict[bytes, str | None] = {block_id: kept.dataset for block_id, kept in self._kept.items()}
-        for directory in self._directories:
-            for block_id in directory.held():
-                found.setdefault(block_id, None)
+        """All blocks that are here, with their dataset."""
+        found: dict[bytes, str | None] = {}
+        for tier in (None, *self._directories):
+            found.update((block_id, origin.dataset) for block_id, origin, _ in self._held_in(tier))
         with self._lock:
             self._surplus &= found.keys()
         return list(found.items())
@@ -149,7 +160,7 @@ class Tiers:
             kept = self._kept.get(block_id)
             if kept is not None:
                 self._hits += 1
-                self._ledger.touch(block_id)
+                self._ledger.touch(block_id, self._scheduler.monotonic())
             return kept
 
     def on_disk(self, block_id: bytes) -> bool:
@@ -176,7 +187,7 @@ class Tiers:
         reservation = None
         if whole and header.block_id not in self._surplus:
             with self._lock:
-                reservation = self._ledger.reserve(header.block_id, header.size_bytes, evict=False)
+                reservation = self._ledger.reserve(header.block_id, header.size_bytes, stored.block.origin, evict=False)
         if reservation is None and named:
             return stored.directory.name(stored.block)
         if reservation is None:
@@ -187,7 +198,7 @@ class Tiers:
             if data is None:
                 return None
             try:
-                kept = self._put(bytearray(data), header.holes, header.dataset)
+                kept = self._put(bytearray(data), header.holes, stored.block.origin)
             except Unavailable:
                 return data[offset : offset + length]
         finally:
@@ -195,19 +206,19 @@ class Tiers:
         stored.directory.set_spare(header.block_id, True)
         return kept
 
-    def reserve(self, block_id: bytes, size_bytes: int, dataset: str, *, evict: bool = True) -> Claim | None:
+    def reserve(self, block_id: bytes, size_bytes: int, origin: Origin, *, evict: bool = True) -> Claim | None:
         """Bytes for a block that is to be filled, in the first tier that has them. ``keep`` it, or ``cancel``.
 
         With ``evict=False`` no other block goes for it.
         """
         with self._lock:
-            reservation = self._ledger.reserve(block_id, size_bytes, evict=evict)
+            reservation = self._ledger.reserve(block_id, size_bytes, origin, evict=evict)
         if reservation is not None:
-            return Claim(reservation, None, dataset)
+            return Claim(reservation, None)
         for directory in self._directories:
-            reservation = directory.reserve(block_id, size_bytes, dataset, evict=evict)
+            reservation = directory.reserve(block_id, size_bytes, origin, evict=evict)
             if reservation is not None:
-                return Claim(reservation, directory, dataset)
+                return Claim(reservation, directory)
         return None
 
     def keep(self, claim: Claim, block: bytearray, holes: tuple[Hole, ...]) -> bool:
@@ -216,10 +227,10 @@ class Tiers:
         with self._lock:
             self._surplus.discard(reservation.block_id)
         if claim.directory is not None:
-            return claim.directory.write(reservation, claim.dataset, block, holes)
+            return claim.directory.write(reservation, block, holes)
         for victim in reservation.victims:
             self._demote(victim)
-        kept = self._put(block, holes, claim.dataset)
+        kept = self._put(block, holes, reservation.origin)
         self._settle(reservation, kept)
         return True
 
@@ -237,12 +248,66 @@ class Tiers:
             if block_id in directory:
                 directory.drop(block_id)
 
-    def status(self) -> dict[str, Any]:
-        """Figures for ``raycache status``; ``datasets`` are bytes in memory."""
+    def configure(self, retentions: Mapping[str, Retention]) -> None:
+        """What all datasets may keep here, quotas as this worker's shares. Quick when nothing has changed."""
+        if not self._accounts.set(retentions):
+            return
         with self._lock:
-            datasets: dict[str, int] = {}
-            for kept in self._kept.values():
-                datasets[kept.dataset] = datasets.get(kept.dataset, 0) + len(kept.view)
+            self._ledger.apply()
+        for directory in self._directories:
+            directory.apply()
+
+    def tend(self, limit: int) -> int:
+        """Drop blocks that are not to be kept any longer: not read for their dataset's ttl, or beyond a quota that was
+        lowered. At most ``limit`` per tier at a time; returns how many."""
+        with self._lock:
+            dropped = self._ledger.surplus(self._scheduler.monotonic(), limit)
+        for block_id in dropped:
+            self.drop(block_id)
+        for directory in self._directories:
+            with self._lock:  # reads of what is in memory too are known there
+                below = [block_id for block_id in directory.surplus(limit) if block_id not in self._kept]
+            for block_id in below:
+                directory.drop(block_id)
+            dropped += below
+        return len(dropped)
+
+    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None = None) -> Freed:
+        """Drop a dataset's blocks of a directory and all below it, or those of ``blocks`` among them. Pinned ones stay.
+
+        A block that is on its way in comes all the same.
+        """
+        wanted = [
+            (tier, block_id, size_bytes, self._accounts.is_pinned(origin, block_id))
+            for tier in (None, *self._directories)
+            for block_id, origin, size_bytes in self._held_in(tier)
+            if origin.dataset == dataset
+            and is_within(origin.directory, path)
+            and (blocks is None or block_id in blocks)
+        ]
+        gone = [
+            size_bytes for tier, block_id, size_bytes, pinned in wanted if not pinned and self._leave(tier, block_id)
+        ]
+        return Freed(len(gone), sum(gone), sum(size_bytes for _, _, size_bytes, pinned in wanted if pinned))
+
+    def _held_in(self, tier: Directory | None) -> list[tuple[bytes, Origin, int]]:
+        if tier is not None:
+            return tier.held()
+        with self._lock:
+            return self._ledger.held()
+
+    def _leave(self, tier: Directory | None, block_id: bytes) -> bool:
+        """Drop a block from one tier; None is the memory."""
+        if tier is not None:
+            return tier.drop(block_id)
+        self._drop_from_memory(block_id)
+        return True
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``."""
+        used = self._accounts.used()
+        over = {dataset: left for dataset in used if (left := self._accounts.left_bytes(dataset) or 0) < 0}
+        with self._lock:
             memory = {
                 "directory": None,
                 "medium": "memory",
@@ -251,13 +316,14 @@ class Tiers:
                 "blocks": len(self._kept),
                 "hits": self._hits,
                 "corrupt": 0,
+                "datasets": self._ledger.datasets(),
                 "out_of_service": None,
             }
         return {
             "mem_bytes": memory["used_bytes"],
             "mem_quota_bytes": memory["quota_bytes"],
             "blocks": memory["blocks"],
-            "datasets": datasets,
+            "over_quota_bytes": {dataset: -left for dataset, left in over.items()},
             "tiers": [memory, *(directory.status() for directory in self._directories)],
         }
 
@@ -269,16 +335,16 @@ class Tiers:
         for directory in self._directories:
             directory.check()
 
-    def _put(self, block: bytearray, holes: tuple[Hole, ...], dataset: str) -> Kept:
+    def _put(self, block: bytearray, holes: tuple[Hole, ...], origin: Origin) -> Kept:
         handle, view = self._memory.put(block)
-        return Kept(handle, view, holes, dataset, self._scheduler.monotonic())
+        return Kept(handle, view, holes, origin, self._scheduler.monotonic())
 
     def _settle(self, reservation: Reservation, kept: Kept | None) -> None:
         with self._lock:
             if kept is None:
                 self._ledger.cancel(reservation)
             else:
-                self._ledger.commit(reservation)
+                self._ledger.commit(reservation, self._scheduler.monotonic())
                 self._kept[reservation.block_id] = kept
 
     def _demote(self, block_id: bytes) -> None:
@@ -291,9 +357,9 @@ class Tiers:
 
     def _write_down(self, block_id: bytes, kept: Kept) -> None:
         for directory in self._directories:
-            reservation = directory.reserve(block_id, len(kept.view), kept.dataset)
+            reservation = directory.reserve(block_id, len(kept.view), kept.origin)
             if reservation is not None:
-                if directory.write(reservation, kept.dataset, kept.view, kept.holes):
+                if directory.write(reservation, kept.view, kept.holes):
                     return
                 directory.cancel(reservation)
 

@@ -22,6 +22,7 @@ from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Listing
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
+from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import Directory
 from raycache.store.tiers import Kept, Tiers
@@ -45,15 +46,21 @@ class PlainMemory:
 class InProcessMaster:
     """A MasterApi and ListingsApi; counts its calls."""
 
-    def __init__(self, metadata: Metadata, view: Callable[[], View]) -> None:
+    def __init__(self, metadata: Metadata, view: Callable[[], View], tell: Callable[[], object] = lambda: None) -> None:
+        """``tell``: has the workers know what datasets may keep."""
         self.calls = 0
+        self._tell = tell
         self._metadata = metadata
         self._view = view
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
         self.calls += 1
-        return self._metadata.attach(source, name, options)
+        return self._told(self._metadata.attach(source, name, options))
+
+    def _told(self, dataset: Dataset) -> Dataset:
+        self._tell()
+        return dataset
 
     def datasets(self) -> list[Dataset]:
         """See MasterApi."""
@@ -92,23 +99,24 @@ class InProcessMaster:
     def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
         self.calls += 1
-        return self._metadata.retentions.set(name, changes)
+        return self._told(self._metadata.retentions.set(name, changes))
 
     def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
         """See MasterApi."""
         self.calls += 1
         capacity_bytes = sum(worker.capacity_bytes for worker in self._view().workers)
-        return self._metadata.retentions.pin(name, path, size_bytes, capacity_bytes)
+        return self._told(self._metadata.retentions.pin(name, path, size_bytes, capacity_bytes))
 
     def unpin(self, name: str, path: str) -> Dataset:
         """See MasterApi."""
         self.calls += 1
-        return self._metadata.retentions.unpin(name, path)
+        return self._told(self._metadata.retentions.unpin(name, path))
 
     def remove(self, name: str) -> None:
         """See MasterApi."""
         self.calls += 1
         self._metadata.remove(name)
+        self._tell()
 
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
@@ -203,7 +211,7 @@ class InProcessCache:
         view_bytes: int = 1 << 30,
         catalog: str = ":memory:",
         fetchers: int = 4,
-        directories: Callable[[], Sequence[Directory]] = tuple,
+        directories: Callable[[Accounts], Sequence[Directory]] = lambda _: (),
         files: BlockFiles | None = None,
     ) -> None:
         """``directories``: makes the disk tiers of one worker, open. ``files``: how the client reads them."""
@@ -214,18 +222,26 @@ class InProcessCache:
         self.sources = Sources(self.metadata.access, limits)
 
         def make() -> BlockStore:
-            store = BlockStore(Tiers(self.memory, quota_bytes, directories()), self.sources, fetchers)
+            accounts = Accounts()
+            tiers = Tiers(self.memory, quota_bytes, directories(accounts), accounts)
+            store = BlockStore(tiers, self.sources, fetchers)
+            store.configure(self.metadata.retentions.all())
             store.start()
             return store
 
         self.pool = InProcessPool(make, workers)
-        self.master = InProcessMaster(self.metadata, lambda: View(workers=tuple(self.pool.workers())))
+        self.master = InProcessMaster(self.metadata, lambda: View(workers=tuple(self.pool.workers())), self._tell)
         self.namespace = Namespace(self.master)
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)
 
     def __enter__(self) -> InProcessCache:
         return self
+
+    def _tell(self) -> None:
+        retentions = self.metadata.retentions.all()
+        for store in list(self.pool.stores.values()):
+            store.configure({name: each.share(1, len(self.pool.stores)) for name, each in retentions.items()})
 
     def __exit__(self, *_: object) -> None:
         self.close()

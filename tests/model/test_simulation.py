@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from raycache.core.blockfile import Header
-from raycache.core.eviction import Keep
 from raycache.store.blocks import BlockStore
 from raycache.store.flight import Flight
+from raycache.store.ledger import Ledger
 from raycache.store.tiers import Tiers
 from raycache.testing.simulation.machinery import SimulatedCondition
 from raycache.testing.simulation.run import Failure, simulate
@@ -74,11 +73,7 @@ def skip_the_checksums(patch: pytest.MonkeyPatch) -> None:
 
 
 def admit_beyond_the_quota(patch: pytest.MonkeyPatch) -> None:
-    def admit(self: Keep, block_id: bytes, size_bytes: int, room_bytes: int, pinned: Any = ()) -> list[bytes]:
-        self._held.add(block_id)
-        return []
-
-    patch.setattr(Keep, "admit", admit)
+    patch.setattr(Ledger, "_choose", lambda self, *about: [])
 
 
 def lose_wakeups(patch: pytest.MonkeyPatch) -> None:

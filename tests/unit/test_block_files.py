@@ -17,6 +17,7 @@ from raycache.client.blockfiles import BlockFiles
 from raycache.config import Tier
 from raycache.core.lane import Lane, Overdue
 from raycache.core.values import Filed
+from raycache.store.accounts import Accounts
 from raycache.store.directory import Directory, open_directories
 from raycache.testing.inprocess import InProcessCache
 
@@ -65,8 +66,8 @@ class Cached:
         assert self.directory.status()["blocks"] == len(self.block_files()) > 4
         self.counts()
 
-    def directories(self) -> list[Directory]:
-        self.made = open_directories([Tier(self.home / "tier", 1 << 30)], "test", "keep")
+    def directories(self, accounts: Accounts) -> list[Directory]:
+        self.made = open_directories([Tier(self.home / "tier", 1 << 30)], "test", accounts)
         return self.made
 
     @property
@@ -148,7 +149,7 @@ def test_a_dropped_block_gives_its_bytes_back_and_is_read_from_the_source(cached
     paths = cached.block_files()
     held = [os.open(path, os.O_RDONLY) for path in paths]
     for path in paths:
-        assert cached.directory.drop(bytes.fromhex(path.name))
+        assert cached.directory.drop(bytes.fromhex(path.name.partition("-")[0]))
     assert [os.fstat(fd).st_blocks for fd in held] == [0] * len(held), "although the client has them open"
     for fd in held:
         os.close(fd)
@@ -202,7 +203,7 @@ def test_descriptors_and_headers_are_bounded(cached: Cached, monkeypatch: pytest
     monkeypatch.setattr(blockfiles, "OPEN_BLOCKS", 2)
     files = BlockFiles()
     before = len(os.listdir("/proc/self/fd"))
-    ids = [bytes.fromhex(path.name) for path in cached.block_files()]
+    ids = [bytes.fromhex(path.name.partition("-")[0]) for path in cached.block_files()]
     filed: dict[bytes, Filed] = {}
     for block_id in ids:
         block = cached.directory.find(block_id)

@@ -15,18 +15,25 @@ import pytest
 
 from raycache.core import blockfile
 from raycache.core.blockfile import BadFile
-from raycache.core.eviction import make_policy
 from raycache.core.scheduling import Threads
+from raycache.core.values import Origin
 from raycache.store import directory as module
+from raycache.store.accounts import Accounts
 from raycache.store.directory import FULL_PAUSE_S, Directory
 from raycache.store.fileops import FileOps
+from raycache.store.origins import key_of
 
 SIZE = 300_000
 FILE = blockfile.file_bytes(SIZE, "data")
+ORIGIN = Origin("data", "a/b")
 
 
 def key(number: int) -> bytes:
     return number.to_bytes(16, "big")
+
+
+def file_name(number: int) -> str:
+    return f"{key(number).hex()}-{key_of(ORIGIN)}"
 
 
 def body(number: int) -> bytes:
@@ -84,16 +91,16 @@ class Clock(Threads):
 
 
 def make(path: Path, blocks: float = 3, eviction: Any = "keep", **more: Any) -> Directory:
-    directory = Directory(path, int(blocks * FILE), make_policy(eviction), **more)
+    directory = Directory(path, int(blocks * FILE), Accounts(eviction), **more)
     directory.open(lock_wait_s=0)
     return directory
 
 
 def write(directory: Directory, number: int, holes: tuple[tuple[int, int], ...] = ()) -> bool:
-    reservation = directory.reserve(key(number), SIZE, "data")
+    reservation = directory.reserve(key(number), SIZE, ORIGIN)
     if reservation is None:
         return False
-    if directory.write(reservation, "data", body(number), holes):
+    if directory.write(reservation, body(number), holes):
         return True
     directory.cancel(reservation)
     return False
@@ -107,7 +114,7 @@ def read(directory: Directory, number: int, offset: int = 0, length: int = SIZE)
 
 
 def block_path(directory: Directory, number: int) -> Path:
-    return directory.path / "00" / key(number).hex()
+    return directory.path / "00" / file_name(number)
 
 
 def flip(path: Path, at: int) -> None:
@@ -139,13 +146,13 @@ def test_nothing_is_read_at_start_and_what_is_not_ours_is_left_alone(tmp_path: P
     first.close()
     (tmp_path / "00" / "notes.txt").write_text("mine")
     (tmp_path / "other").mkdir()
-    (tmp_path / "00" / (key(2).hex() + ".writing")).write_bytes(b"half")
+    (tmp_path / "00" / (file_name(2) + ".writing")).write_bytes(b"half")
     files = FaultyFiles()
     files.fail["pread"] = errno.EIO
     again = make(tmp_path, files=files)
     status = again.status()
     assert (status["blocks"], status["foreign"], status["out_of_service"]) == (1, 2, None)
-    assert sorted(path.name for path in (tmp_path / "00").iterdir()) == [key(1).hex(), "notes.txt"]
+    assert sorted(path.name for path in (tmp_path / "00").iterdir()) == [file_name(1), "notes.txt"]
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5_000, FILE - 1])
@@ -234,7 +241,7 @@ def test_a_full_disk_refuses_blocks_for_a_while(tmp_path: Path) -> None:
     assert not write(directory, 2)
     assert (directory.status()["refused"], directory.status()["out_of_service"]) == (1, None)
     assert read(directory, 1) == body(1)
-    assert [path.name for path in (tmp_path / "00").iterdir()] == [key(1).hex()], "nothing half-written stays"
+    assert [path.name for path in (tmp_path / "00").iterdir()] == [file_name(1)], "nothing half-written stays"
     clock.now += FULL_PAUSE_S
     assert write(directory, 2)
     directory.check()
@@ -262,7 +269,7 @@ def test_a_victim_that_cannot_be_deleted_is_not_written_over(tmp_path: Path) -> 
     assert write(directory, 1)
     files.fail["remove"] = errno.EIO
     assert not write(directory, 2)
-    assert [path.name for path in (tmp_path / "00").iterdir()] == [key(1).hex()]
+    assert [path.name for path in (tmp_path / "00").iterdir()] == [file_name(1)]
 
 
 def test_one_worker_at_a_time(tmp_path: Path) -> None:
@@ -344,7 +351,7 @@ def test_blocks_are_read_before_all_are_found(tmp_path: Path) -> None:
     flip(block_path(first, 2), FILE - 1)
     files = FaultyFiles()
     files.hold["scan"] = hold = threading.Event()
-    directory = Directory(tmp_path, 4 * FILE, make_policy("keep"), files)
+    directory = Directory(tmp_path, 4 * FILE, Accounts(), files)
     directory.open(lock_wait_s=0, wait=False)
     assert files.held.acquire(timeout=10)
     assert (directory.status()["looking"], directory.status()["blocks"]) == (True, 0)

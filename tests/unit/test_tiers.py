@@ -13,6 +13,7 @@ from raycache.config import Tier
 from raycache.core import blockfile
 from raycache.core.values import BlockPlan, Failed, Fetch, Part
 from raycache.errors import Changed
+from raycache.store.accounts import Accounts
 from raycache.store.blocks import BlockStore
 from raycache.store.directory import open_directories
 from raycache.store.tiers import Kept, Tiers
@@ -53,8 +54,9 @@ class Worker:
 
     def start(self, memory: float, disk: float, eviction: Any = "keep") -> BlockStore:
         self.stop()
-        directories = open_directories([Tier(self.path, int(disk * FILE))], "test/ns", eviction)
-        tiers = Tiers(PlainMemory(), int(memory * SIZE), directories, eviction)
+        accounts = Accounts(eviction)
+        directories = open_directories([Tier(self.path, int(disk * FILE))], "test/ns", accounts)
+        tiers = Tiers(PlainMemory(), int(memory * SIZE), directories, accounts)
         self.store = BlockStore(tiers, self.source, 2)  # type: ignore[arg-type]
         self.store.start()
         return self.store
@@ -195,7 +197,7 @@ def test_a_hole_on_disk_is_asked_for_again_after_a_while(worker: Worker, monkeyp
 
 
 def test_two_caches_on_one_directory_do_not_meet(tmp_path: Path) -> None:
-    one, other = (open_directories([Tier(tmp_path, FILE)], name, "keep")[0] for name in ("a", "../b"))
+    one, other = (open_directories([Tier(tmp_path, FILE)], name, Accounts())[0] for name in ("a", "../b"))
     assert one.status()["out_of_service"] is other.status()["out_of_service"] is None
     assert {one.path.parent, other.path.parent} == {tmp_path}
     one.close()

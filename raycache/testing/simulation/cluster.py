@@ -16,13 +16,13 @@ import numpy as np
 
 from raycache.client.patience import ask_until_there
 from raycache.config import Eviction
-from raycache.core.eviction import make_policy
 from raycache.core.listing import build, prepare_listing
 from raycache.core.manifest import Directory as About
 from raycache.core.manifest import Manifest
 from raycache.core.values import Fetch, Fetched, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.versions import next_version
+from raycache.store.accounts import Accounts
 from raycache.store.blocks import BlockStore
 from raycache.store.directory import Directory
 from raycache.store.tiers import Tiers
@@ -150,13 +150,14 @@ class Cluster:
 
     def _open(self, node: Node, running: RunningWorker) -> None:
         process, shape = running.process, self.shape
+        accounts = Accounts(shape.eviction, scheduler=process)
         directories = []
         if shape.disk_bytes:
             files = SimulatedFiles(process, node.disk)
             path = Path("/simulated") / node.name
-            directories.append(Directory(path, shape.disk_bytes, make_policy(shape.eviction), files, process))
+            directories.append(Directory(path, shape.disk_bytes, accounts, files, process))
             directories[0].open()
-        running.tiers = Tiers(running.memory, shape.memory_bytes, directories, shape.eviction, process)
+        running.tiers = Tiers(running.memory, shape.memory_bytes, directories, accounts, process)
         source: Any = SimulatedSource(process, self.origin)
         running.store = self.make_store(running.tiers, source, process)
         running.store.start()

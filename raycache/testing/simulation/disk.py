@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from raycache.core.values import Buffer
 from raycache.store.fileops import FileOps
+from raycache.store.origins import NAME as ORIGINS
 from raycache.testing.simulation.machinery import Killed, Process
 
 _WRITE_BYTES = 2048
@@ -43,8 +44,8 @@ class Disk:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(len(file.data) for file in self.files.values())
+        """Bytes of all files that count in the quota: of what is not a block there is little."""
+        return sum(len(file.data) for path, file in self.files.items() if not path.name.startswith(ORIGINS))
 
     def lose_power(self, random: Any) -> None:
         """Keep what was synced, and some of the rest."""
@@ -125,6 +126,11 @@ class SimulatedFiles(FileOps):
                 found.setdefault(each.parent, _DirEntry(each.parent, None, number))
         yield from found.values()
 
+    def names(self, path: Path) -> list[str]:
+        """See FileOps."""
+        self._do("scan")
+        return [each.name for each in self._disk.files if each.parent == path]
+
     def open_to_read(self, path: Path) -> tuple[int, int]:
         """See FileOps."""
         self._do("open")
@@ -149,6 +155,21 @@ class SimulatedFiles(FileOps):
         """See FileOps."""
         self._do("pread")
         return self._open[fd].data[offset : offset + length]
+
+    def read(self, path: Path) -> bytes:
+        """See FileOps."""
+        self._do("open")
+        file = self._disk.files.get(path)
+        return b"" if file is None else bytes(file.data)
+
+    def append_synced(self, path: Path, data: bytes) -> None:
+        """See FileOps."""
+        self._do("open")
+        file = self._disk.files.setdefault(path, _File())
+        self._do("write")
+        file.data += data
+        self._do("sync")
+        file.synced = bytes(file.data)
 
     def write_synced(self, path: Path, *parts: Buffer | bytearray) -> None:
         """See FileOps."""
