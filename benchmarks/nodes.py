@@ -168,13 +168,17 @@ class Nodes:
         return str(node.node_id)
 
     def kill(self) -> str:
-        """End the newest node, at once; its id."""
-        node = self._added.pop()
+        """End the oldest node but the head, at once; its id."""
+        node = self._added.pop(0)
         for process in node.all_processes["raylet"]:
             process.process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
         self.readers.pop(node.node_id, None)
         return str(node.node_id)
+
+    def oldest(self) -> str:
+        """Id of the node that ``kill`` ends."""
+        return str(self._added[0].node_id)
 
     def share(self, node_id: str) -> float:
         """Of the dataset's blocks, that of a node by placement."""
@@ -257,8 +261,8 @@ def scale(scratch: Path, rounds: int) -> tuple[Found, str]:
     rows = [[str(count), report.spread(found)] for count, found in rates.items()]
     text = (
         f"{FILES // 4:,} files of {SIZE_BYTES / 1e3:.0f} KB that lie in the nodes' memory, one reader on each node "
-        f"that keeps no views, batches of {BATCH}. All nodes share the cores of one machine: this shows what more nodes "
-        "cost, not what they bring.\n\n" + report.table(["nodes", "files/s"], rows)
+        f"that keeps no views, batches of {BATCH}. All nodes share the cores of one machine: this shows what more "
+        "nodes cost, not what they bring.\n\n" + report.table(["nodes", "files/s"], rows)
     )
     return {str(count): found for count, found in rates.items()}, text
 
@@ -276,6 +280,7 @@ def change(scratch: Path, rounds: int) -> tuple[Found, str]:
         peers = sum(worker["counters"]["peer_bytes"] for worker in nodes.workers())
         join = {"ideal_bytes": share * total, "peer_bytes": peers, "s3_bytes": nodes.proxy.bytes_out}
         nodes.proxy.reset()
+        share = nodes.share(nodes.oldest())
         during(nodes, names, nodes.kill)
         nodes.wait(lambda: len(nodes.workers()) == NODES - 1)
         nodes.epoch(names, 4)

@@ -4,8 +4,8 @@ Responsible for: choosing whom to ask, one call per owner for a batch, holding v
 dies. Not responsible for: filling blocks (``store``), or how a call travels (``actors``).
 
 A view is a block mapped from the node's plasma store: as long as it is held, a read is a slice of memory. Views are
-kept least recently used within a byte bound. A block of another node is read by ranges at first and pulled whole when
-it is touched again, so that a random probe does not pull 32 MiB.
+kept least recently used within a byte bound. A block of another node is read by ranges, and pulled whole when it is
+being read through (``sweeps``).
 
 Threading: safe.
 """
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from raycache.client.blockfiles import BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
+from raycache.client.sweeps import Sweeps
 from raycache.core.manifest import Manifest
 from raycache.core.placement import choose, rank
 from raycache.core.scheduling import THREADS, Scheduler
@@ -28,7 +29,6 @@ from raycache.errors import RaycacheError, Unavailable, WorkerLost
 CALL_REQUESTS = 256
 """Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
 CALL_BYTES = 64 * 2**20
-TOUCHED_BLOCKS = 65_536
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 """Pauses before asking anew when no worker answered; the first time there is none, as the master may know better."""
 REFRESH_S = 2.0
@@ -107,7 +107,7 @@ class Reader:
         self._renewing = False
         self._renewed_at = 0.0
         self._renewal_error: RaycacheError | None = None
-        self._touched: OrderedDict[bytes, None] = OrderedDict()
+        self._sweeps = Sweeps(view_bytes)
         self._plans: OrderedDict[bytes, bytes] = OrderedDict()
 
     def held(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer | None:
@@ -265,7 +265,10 @@ class Reader:
         return unanswered + left
 
     def _request(self, want: Want, owner: Worker, through: bool) -> Fetch:
-        whole = owner.local or self._touch(want.block_id)
+        whole = owner.local
+        if not whole:
+            with self._lock:
+                whole = self._sweeps.touch(want.block_id, want.length, want.manifest.block_size(want.block))
         named = owner.local and not through and self.files.usable(owner.worker_id)
         return Fetch(want.block_id, self._plan(want), want.offset, want.length, whole, named)
 
@@ -278,16 +281,6 @@ class Reader:
         with self._lock:
             self._plans.pop(want.block_id, None)
         return fetched.view[want.offset : want.offset + want.length]
-
-    def _touch(self, block_id: bytes) -> bool:
-        """Whether a block was asked for before, within the last TOUCHED_BLOCKS."""
-        with self._lock:
-            known = block_id in self._touched
-            self._touched[block_id] = None
-            self._touched.move_to_end(block_id)
-            if len(self._touched) > TOUCHED_BLOCKS:
-                self._touched.popitem(last=False)
-        return known
 
     def _plan(self, want: Want) -> bytes:
         """Packed plan of a block that is being filled: made once, sent with each read until a view is held."""
