@@ -24,6 +24,7 @@ from raycache.actors.names import MASTER, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
+from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
 from raycache.client.patience import ask_until_there
 from raycache.client.reader import Reader
@@ -33,6 +34,7 @@ from raycache.core import archive
 from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
+from raycache.core.scheduling import THREADS
 from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
 from raycache.ufs.registry import capture_access
@@ -236,6 +238,18 @@ class RemotePool:
             except (ValueError, ray.exceptions.RayError):
                 continue
 
+    def kept(self, worker_id: str, block_ids: Sequence[bytes]) -> list[bool]:
+        """See leases.StillKept."""
+        self.calls += 1
+        try:
+            ref = self._handle(worker_id).kept.remote(list(block_ids))
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise WorkerLost(f"worker {worker_id[:8]} is gone: {error}") from error
+        try:
+            return get(ref, LEASE_S, f"worker {worker_id[:8]}")  # type: ignore[no-any-return]
+        except NoAnswer as silent:
+            raise Unavailable(str(silent)) from silent
+
     def fetch(
         self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
     ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
@@ -308,6 +322,7 @@ class Cluster:
         local_bytes = sum(worker.memory_bytes for worker in self.pool.workers() if worker.local)
         self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
         self.files = FileSystem(self.namespace, self.reader)
+        keep_renewing(self.reader.views, self.pool.kept, THREADS)
 
     @staticmethod
     def open(settings: Settings, *, start: bool = True) -> Cluster:

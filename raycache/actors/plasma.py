@@ -10,11 +10,13 @@ from typing import Any
 
 import ray
 from ray import exceptions as rx
+from ray._private.internal_api import node_stats
 from ray.experimental import internal_kv
 
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.errors import Unavailable
+from raycache.store.pressure import StoreFigures
 
 PUBLISHED_BYTES = 2 * 2**30
 """Manifests that the master keeps in plasma, those of some 30 million files; what falls out is put again when asked
@@ -33,6 +35,22 @@ class Plasma:
             return ref, memoryview(ray.get(ref, timeout=30)).cast("B")
         except rx.RayError as error:
             raise Unavailable(f"Ray's object store did not keep a block: {error}") from error
+
+
+class OwnStore:
+    """The object store of this process's node, as its raylet tells of it: a few milliseconds a question."""
+
+    def __init__(self) -> None:
+        mine = ray.get_runtime_context().get_node_id()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        node = next(node for node in nodes if node["NodeID"] == mine)
+        self._address = node["NodeManagerAddress"], node["NodeManagerPort"]
+
+    def figures(self) -> StoreFigures:
+        """See StoreFigures. Raises what gRPC raises when the raylet does not answer."""
+        stats: Any = node_stats(*self._address, include_memory_info=False)  # type: ignore[no-untyped-call]
+        found = stats.store_stats
+        return StoreFigures(found.object_store_bytes_avail, found.object_store_bytes_used, found.spilled_bytes_total)
 
 
 def put(buffer: Any) -> Any:

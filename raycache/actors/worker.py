@@ -15,7 +15,7 @@ import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
 from raycache.actors.flight import ByteServer
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
 from raycache.actors.peers import RemotePeers
-from raycache.actors.plasma import Plasma
+from raycache.actors.plasma import OwnStore, Plasma
 from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
@@ -29,6 +29,7 @@ from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
+from raycache.store.pressure import MemoryWatch
 from raycache.store.tending import Tending
 from raycache.store.tiers import Freed, Kept, Tiers
 from raycache.ufs.base import Limits
@@ -57,6 +58,8 @@ class WorkerActor:
             tiers, sources, settings.fetch_concurrency, peers=peers,
             limits=SourceLimits(settings.source_requests, settings.source_bytes_per_s),
         )  # fmt: skip
+        self._watch = MemoryWatch(tiers, OwnStore().figures)
+        self._tiers = tiers
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex, bytes_at.address)
@@ -65,6 +68,7 @@ class WorkerActor:
         self._mover.start()
         self._tending.start()
         bytes_at.start()
+        self._watch.start()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
         """See BlockStore.fetch; with the number of the view that clients should have."""
@@ -90,7 +94,12 @@ class WorkerActor:
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
-        return {"pid": os.getpid(), **self._store.status()}
+        return {"pid": os.getpid(), **self._store.status(), **self._watch.status()}
+
+    @ray.method(concurrency_group="control")
+    def kept(self, block_ids: Sequence[bytes]) -> list[bool]:
+        """See Tiers.in_memory_many."""
+        return self._tiers.in_memory_many(block_ids)
 
     @ray.method(concurrency_group="control")
     def view(self) -> View:

@@ -53,28 +53,43 @@ class Views:
     def __init__(self, limit_bytes: int, scheduler: Scheduler) -> None:
         self._limit_bytes = limit_bytes
         self._lock = scheduler.lock()
-        self._held: OrderedDict[bytes, Sealed] = OrderedDict()
+        self._held: OrderedDict[bytes, tuple[Sealed, str]] = OrderedDict()
         self._size_bytes = 0
 
     def read(self, want: Want) -> memoryview | None:
         """The wanted range, or None when the block is not held or the range meets a hole."""
         with self._lock:
-            sealed = self._held.get(want.block_id)
-            if sealed is None:
+            held = self._held.get(want.block_id)
+            if held is None:
                 return None
             self._held.move_to_end(want.block_id)
-        return readable(sealed, want.offset, want.length)
+        return readable(held[0], want.offset, want.length)
 
-    def hold(self, block_id: bytes, sealed: Sealed) -> None:
-        """Keep a view, and let go of the oldest ones beyond the bound."""
+    def hold(self, block_id: bytes, sealed: Sealed, worker_id: str) -> None:
+        """Keep a view of a worker's block, and let go of the oldest ones beyond the bound."""
         with self._lock:
             if block_id in self._held:
                 return
-            self._held[block_id] = sealed
+            self._held[block_id] = sealed, worker_id
             self._size_bytes += len(sealed.view)
             while self._size_bytes > self._limit_bytes and len(self._held) > 1:
-                _, old = self._held.popitem(last=False)
+                _, (old, _) = self._held.popitem(last=False)
                 self._size_bytes -= len(old.view)
+
+    def by_worker(self) -> dict[str, list[bytes]]:
+        """Ids of the blocks held, by the worker that keeps them."""
+        found: dict[str, list[bytes]] = {}
+        with self._lock:
+            for block_id, (_, worker_id) in self._held.items():
+                found.setdefault(worker_id, []).append(block_id)
+        return found
+
+    def let_go(self, block_ids: Iterable[bytes]) -> None:
+        """Hold these no more."""
+        with self._lock:
+            for block_id in block_ids:
+                if held := self._held.pop(block_id, None):
+                    self._size_bytes -= len(held[0].view)
 
 
 def readable(sealed: Sealed, offset: int, length: int) -> memoryview | None:
@@ -100,7 +115,7 @@ class Reader:
         self.files = files or BlockFiles(scheduler=scheduler)
         self._timeout_s = timeout_s
         self._scheduler = scheduler
-        self._views = Views(view_bytes, scheduler)
+        self.views = Views(view_bytes, scheduler)
         self._lock = scheduler.lock()
         self._ahead = ReadAhead()
         self._renewed = scheduler.condition(self._lock)
@@ -114,7 +129,7 @@ class Reader:
         """The bytes if views held here have them all, else None. Never waits."""
         found: list[memoryview] = []
         for want in _wants(manifest, row, offset, length):
-            view = self._views.read(want)
+            view = self.views.read(want)
             if view is None:
                 return None
             found.append(view)
@@ -137,7 +152,7 @@ class Reader:
         elsewhere: list[Want] = []
         for wants in reads:
             for want in wants:
-                view = self._views.read(want)
+                view = self.views.read(want)
                 if view is None:
                     elsewhere.append(want)
                 else:
@@ -259,7 +274,7 @@ class Reader:
                     self.files.learn(worker_id, want.block_id, fetched)
                     filed.append(want)
                 else:
-                    found[want] = self._take(want, fetched)
+                    found[want] = self._take(want, fetched, worker_id)
         left, _ = self._read_files(filed, found)
         through.update(left)
         return unanswered + left
@@ -272,12 +287,12 @@ class Reader:
         named = owner.local and not through and self.files.usable(owner.worker_id)
         return Fetch(want.block_id, self._plan(want), want.offset, want.length, whole, named)
 
-    def _take(self, want: Want, fetched: Sealed | Buffer | Failed) -> Buffer:
+    def _take(self, want: Want, fetched: Sealed | Buffer | Failed, worker_id: str) -> Buffer:
         if isinstance(fetched, Failed):
             raise fetched.error
         if not isinstance(fetched, Sealed):
             return fetched
-        self._views.hold(want.block_id, fetched)
+        self.views.hold(want.block_id, fetched, worker_id)
         with self._lock:
             self._plans.pop(want.block_id, None)
         return fetched.view[want.offset : want.offset + want.length]

@@ -150,6 +150,16 @@ class Ledger:
             self._held[victim].leaving = reservation
         return reservation
 
+    def set_quota(self, quota_bytes: int) -> None:
+        """Another quota; not below what is held and reserved now. Drop the ``first_to_go`` and call again."""
+        self.quota_bytes = max(quota_bytes, self.held_bytes + self.reserved_bytes)
+
+    def first_to_go(self) -> bytes | None:
+        """The block that is needed least, or None when all are pinned or leaving."""
+        groups = sorted(self._groups.values(), key=lambda one: (one.retention.priority, -one.held_bytes, one.dataset))
+        spares = (iter(group.spares) for group in groups)
+        return next(chain(*spares, *(group.policy.victims() for group in groups)), None)
+
     def commit(self, reservation: Reservation, now: float) -> None:
         """The block is here, as if it had been read ``now``. Its victims have been dropped."""
         assert not reservation.covered_bytes, "a victim still holds the bytes"

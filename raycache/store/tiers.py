@@ -92,6 +92,7 @@ class Tiers:
         self._kept: dict[bytes, Kept] = {}
         self._surplus: set[bytes] = set()
         self._hits = 0
+        self._shrunk_bytes = 0
 
     def close(self) -> None:
         """Let go of the directories; their blocks stay."""
@@ -303,6 +304,33 @@ class Tiers:
         self._drop_from_memory(block_id)
         return True
 
+    @property
+    def memory_bytes(self) -> int:
+        """What blocks in memory take."""
+        return self._ledger.held_bytes
+
+    def set_memory_quota(self, quota_bytes: int, *, write_down: bool) -> None:
+        """Keep no more than this in memory from now on. What must go is written to a directory that has room, unless
+        ``write_down`` is False; blocks on their way in are let in still."""
+        while True:
+            with self._lock:
+                self._ledger.set_quota(quota_bytes)
+                block_id = self._ledger.first_to_go() if self._ledger.quota_bytes > quota_bytes else None
+                if block_id is None:
+                    return
+                held_bytes = self._ledger.held_bytes
+            if write_down:
+                self._demote(block_id)
+            else:
+                self._drop_from_memory(block_id)
+            with self._lock:
+                self._shrunk_bytes += max(0, held_bytes - self._ledger.held_bytes)
+
+    def in_memory_many(self, block_ids: Sequence[bytes]) -> list[bool]:
+        """Which blocks are in memory; counts as no read."""
+        with self._lock:
+            return [block_id in self._kept for block_id in block_ids]
+
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``."""
         used = self._accounts.used()
@@ -312,6 +340,8 @@ class Tiers:
                 "directory": None,
                 "medium": "memory",
                 "quota_bytes": self._ledger.quota_bytes,
+                "configured_bytes": self.memory_quota_bytes,
+                "shrunk_bytes": self._shrunk_bytes,
                 "used_bytes": self._ledger.held_bytes,
                 "blocks": len(self._kept),
                 "hits": self._hits,
