@@ -12,8 +12,9 @@ from raycache.client.leases import renew
 from raycache.client.reader import Views
 from raycache.config import Tier
 from raycache.core.scheduling import THREADS
-from raycache.core.values import Sealed
+from raycache.core.values import Origin, Sealed
 from raycache.errors import Unavailable, WorkerLost
+from raycache.store.accounts import Accounts
 from raycache.store.directory import open_directories
 from raycache.store.pressure import CALM_S, CLOSE_LOOK_S, LOOK_S, MemoryWatch, Pressure, StoreFigures
 from raycache.store.tiers import Tiers
@@ -46,7 +47,7 @@ def test_the_quota_gives_way_at_once_and_comes_back_slowly() -> None:
 
 def fill(tiers: Tiers, *numbers: int) -> None:
     for number in numbers:
-        claim = tiers.reserve(bytes([number]), SIZE, "data")
+        claim = tiers.reserve(bytes([number]), SIZE, Origin("data", ""))
         assert claim is not None
         assert tiers.keep(claim, bytearray(SIZE), ())
 
@@ -56,8 +57,9 @@ def fill(tiers: Tiers, *numbers: int) -> None:
 def test_memory_gives_blocks_back_and_writes_them_down_while_there_is_time(
     tmp_path: Path, eviction: Any, urgent: bool
 ) -> None:
-    directories = open_directories([Tier(tmp_path, 10**6)], "ns", eviction)
-    tiers = Tiers(PlainMemory(), 4 * SIZE, directories, eviction)
+    accounts = Accounts(eviction)
+    directories = open_directories([Tier(tmp_path, 10**6)], "ns", accounts)
+    tiers = Tiers(PlainMemory(), 4 * SIZE, directories, accounts)
     fill(tiers, 1, 2, 3, 4)
     figures = [StoreFigures(10 * SIZE, (8 if urgent else 7) * SIZE + 50, 7)]
     watch = MemoryWatch(tiers, lambda: figures[0])
