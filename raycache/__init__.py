@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from raycache.actors.cluster import Cluster
     from raycache.client.batch import Found
     from raycache.client.filesystem import FileSystem
-    from raycache.core.values import Dataset, ListingJob, Stat
+    from raycache.client.loading import LoadJob
+    from raycache.core.values import Dataset, Freed, ListingJob, Stat
     from raycache.fsspec import RaycacheFileSystem
     from raycache.fuse.mount import Mount
 
@@ -31,13 +32,16 @@ __all__ = [
     "exists",
     "exists_many",
     "filesystem",
+    "free",
     "glob",
     "init",
     "listdir",
     "listdir_many",
+    "load",
     "lookup_many",
     "mount",
     "open",
+    "pin",
     "read_many",
     "refresh",
     "remove_dataset",
@@ -48,6 +52,7 @@ __all__ = [
     "stat_many",
     "status",
     "unmount",
+    "unpin",
     "walk",
 ]
 
@@ -142,7 +147,7 @@ def dataset(
     made = _files().attach(source, name, capture_access(source, options))
     if refresh_every_s is not None:
         made = _files().set_refresh(made.name, refresh_every_s)
-    return _cluster().set_retention(made.name, chosen) if chosen else made
+    return _cluster().keeping.set_retention(made.name, chosen) if chosen else made
 
 
 def remove_dataset(name: str) -> None:
@@ -151,7 +156,40 @@ def remove_dataset(name: str) -> None:
     Who reads it through a mount or holds listings of it gets NotFound (ENOENT) for what is not mapped; end such mounts
     first. Raises NotFound when there is no such dataset.
     """
-    _cluster().remove_dataset(name)
+    _cluster().keeping.remove(name)
+
+
+def load(uri: str) -> LoadJob:
+    """Bring a dataset, directory or file into the cache without reading it: ``raycache.load("s3://b/train").wait()``.
+
+    The job runs in a thread of this process, and ends with it: what was not taken by a worker by then is not loaded.
+    ``progress()``, ``wait(timeout_s)``, ``cancel()``, ``report``: files, bytes, failed, beyond_bytes (no room: read
+    through), seconds. Raises NotFound, InvalidInput.
+    """
+    return _cluster().keeping.load(uri)
+
+
+def free(uri: str) -> Freed:
+    """Drop the blocks of a dataset, directory or file from every tier of every worker; the source is not touched.
+
+    A block holds several small files, which go with it. Raises NotFound, InvalidInput for what is pinned; pinned parts
+    of a tree stay, and are counted.
+    """
+    return _cluster().keeping.free(uri)
+
+
+def pin(uri: str) -> LoadJob:
+    """Keep a dataset, a directory with all below it or a file from being evicted, for good, and load it (see ``load``).
+
+    All below it is listed first. Raises NotFound; InvalidInput, with the figures, when it does not fit into what the
+    workers may keep together with what is pinned already, copies counted.
+    """
+    return _cluster().keeping.pin(uri)
+
+
+def unpin(uri: str) -> None:
+    """Take a pin back: exactly what was pinned. Raises NotFound when that is not pinned."""
+    _cluster().keeping.unpin(uri)
 
 
 def snapshot(change: int | None = None) -> FileSystem:

@@ -19,11 +19,13 @@ from typing import Any
 import ray
 
 from raycache.actors.flight import Ranges
+from raycache.actors.keepers import RemoteKeepers
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
+from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
 from raycache.client.patience import ask_until_there
@@ -217,7 +219,7 @@ class RemotePool:
                 return  # another thread is at it
             self._newer = (0, "")
         try:
-            self._adopt(get(self._handle(worker_id).view.remote(), VIEW_S, f"worker {worker_id[:8]}"))
+            self._adopt(get(self.handle(worker_id).view.remote(), VIEW_S, f"worker {worker_id[:8]}"))
         except (ValueError, RaycacheError, ray.exceptions.RayError):
             return  # the next answer tells of it again
 
@@ -234,14 +236,14 @@ class RemotePool:
         for worker_id, plans in calls.items():
             self.calls += 1
             try:
-                self._handle(worker_id).hint.remote(list(plans))
+                self.handle(worker_id).hint.remote(list(plans))
             except (ValueError, ray.exceptions.RayError):
                 continue
 
     def kept(self, worker_id: str, block_ids: Sequence[bytes]) -> list[bool]:
         """See leases.StillKept. Counts as no call: it is no part of a read."""
         try:
-            ref = self._handle(worker_id).kept.remote(list(block_ids))
+            ref = self.handle(worker_id).kept.remote(list(block_ids))
         except (ValueError, ray.exceptions.RayError) as error:
             raise WorkerLost(f"worker {worker_id[:8]} is gone: {error}") from error
         try:
@@ -263,7 +265,7 @@ class RemotePool:
             if worker_id in sent:
                 continue
             try:
-                under_way[worker_id] = self._handle(worker_id).fetch.remote(list(requests), timeout_s)
+                under_way[worker_id] = self.handle(worker_id).fetch.remote(list(requests), timeout_s)
             except (ValueError, ray.exceptions.RayError) as error:
                 answers[worker_id] = WorkerLost(f"worker {worker_id[:8]} is gone: {error}")
         for worker_id, ref in under_way.items():
@@ -297,7 +299,8 @@ class RemotePool:
 
         return [received(answer) for answer in wire]
 
-    def _handle(self, worker_id: str) -> Any:
+    def handle(self, worker_id: str) -> Any:
+        """The actor of a worker. Raises ValueError when it is gone."""
         with self._lock:
             handle = self._handles.get(worker_id)
             if handle is None:
@@ -322,6 +325,7 @@ class Cluster:
         self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
         self.files = FileSystem(self.namespace, self.reader)
         keep_renewing(self.reader.views, self.pool.kept, THREADS)
+        self.keeping = Keeping(self.namespace, master, RemoteKeepers(self.pool.workers, self.pool.handle))
 
     @staticmethod
     def open(settings: Settings, *, start: bool = True) -> Cluster:
@@ -350,16 +354,6 @@ class Cluster:
         """See client.treerefresh."""
         return refresh_tree(self.namespace, self.master, uri, show)
 
-    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
-        """See RetentionApi.set_retention."""
-        self.master.set_retention(name, changes)
-        return self.namespace.dataset(name)
-
-    def remove_dataset(self, name: str) -> None:
-        """See RetentionApi.remove."""
-        self.master.remove(name)
-        self.namespace.learn_datasets()
-
     def view(self, snapshot: bool | int) -> FileSystem:
         """The file system as it is now for ever (True), as of a change number, or as it moves on (False).
 
@@ -376,12 +370,9 @@ class Cluster:
         """Master, workers, datasets, and the workers' counters added up. A new dict that prints as JSON."""
         found = {"address": self.address, "namespace": self.settings.namespace, **self.master.status()}
         totals: dict[str, int] = {}
-        cached: dict[str, int] = {}
         for worker in found["workers"]:
             _add(totals, worker.get("counters", {}))
-            _add(cached, worker.pop("datasets", {}))
-        for dataset in found["datasets"]:
-            dataset["cached_bytes"] = cached.get(dataset["name"], 0)
+        dataset_figures(found)
         return {**found, "totals": totals}
 
     def stop(self) -> None:

@@ -21,7 +21,7 @@ from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.membership import Report, View
 from raycache.core.retention import Retention
-from raycache.core.values import Buffer, Failed, Fetch, Filed
+from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
@@ -31,7 +31,7 @@ from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
 from raycache.store.pressure import MemoryWatch
 from raycache.store.tending import Tending
-from raycache.store.tiers import Freed, Kept, Tiers
+from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
@@ -87,9 +87,14 @@ class WorkerActor:
         return _to_wire(self._store.fetch([request], timeout_s, direct=True)[0])
 
     @ray.method(concurrency_group="control")
+    def load(self, packed_plans: Sequence[bytes]) -> list[str]:
+        """See BlockStore.load."""
+        return self._store.load(packed_plans)
+
+    @ray.method(concurrency_group="control")
     def free(self, dataset: str, path: str, blocks: Collection[bytes] | None = None) -> Freed:
-        """See BlockStore.free."""
-        return self._store.free(dataset, path, blocks)
+        """See Tiers.free."""
+        return self._tiers.free(dataset, path, blocks)
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import datasets, show, upkeep
+from raycache.cli import datasets, keep, show, upkeep
 from raycache.cli.options import Address, AsJson, key_value, print_json
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="A distributed cache for training data, made of Ray actors.",
 )
 _out = Console(highlight=False)
-for _command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+for _command in (keep.load, keep.free, keep.pin, keep.unpin, upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(_command)
 app.add_typer(datasets.app, name="dataset")
 

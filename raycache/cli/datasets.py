@@ -93,7 +93,7 @@ def change(
 @app.command()
 def remove(name: Name, address: Address = None) -> None:
     """Forget a dataset and free its blocks; the source is not touched. End its mounts first."""
-    _connect(address).remove_dataset(name)
+    _connect(address).keeping.remove(name)
     _out.print(f"{name} is removed; its source is as it was", markup=False)
 
 

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -104,40 +104,59 @@ def status(out: Console, about: dict[str, Any]) -> None:
     if about["backup"]["to"]:
         out.print(_backup(about["backup"]), soft_wrap=True)
     if about["datasets"]:
-        table = _table("dataset", "source", "directories listed", "in memory", "refreshed every")
-        for dataset in about["datasets"]:
-            listed = f"{dataset['directories_listed']:,} of {dataset['directories']:,}"
-            table.add_row(
-                dataset["name"],
-                dataset["source"],
-                listed,
-                decimal(dataset["cached_bytes"]),
-                _interval(dataset["refresh_every_s"]),
-            )
-        out.print(table)
-        _listings(out, about["datasets"])
-        for dataset in about["datasets"]:
-            if dataset["refresh_error"]:
-                failed = f"{dataset['refresh_failures']:,} times, last: {dataset['refresh_error']}"
-                out.print(Text(f"{dataset['name']}: refreshing failed {failed}", "yellow"))
+        _datasets(out, about["datasets"])
     if about["mounts"]:
-        table = _table("mount", "source", "snapshot", "session", "gateway", "state", "reads", "read")
-        for mount in about["mounts"]:
-            counters = mount["counters"]
-            table.add_row(
-                mount["mountpoint"],
-                mount["source"],
-                "-" if mount["snapshot"] is None else str(mount["snapshot"]),
-                mount["session"],
-                str(mount["gateway_pid"]),
-                mount["state"],
-                f"{counters.get('reads', 0):,}",
-                decimal(counters.get("read_bytes", 0)),
-            )
-        out.print(table)
-        for mount in about["mounts"]:
-            for note in mount["notes"]:
-                out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
+        _mounts(out, about["mounts"])
+
+
+def _datasets(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    """What there is of each dataset, and what is wrong with it."""
+    table = _table(
+        "dataset", "source", "directories listed", "cached", "hit rate", "pinned", "quota", "refreshed every"
+    )
+    for dataset in found:
+        listed = f"{dataset['directories_listed']:,} of {dataset['directories']:,}"
+        table.add_row(
+            dataset["name"],
+            dataset["source"],
+            listed,
+            _cached(dataset),
+            "-" if dataset["hit_rate"] is None else f"{dataset['hit_rate']:.1%}",
+            decimal(dataset["pinned_bytes"]) if dataset["retention"]["pins"] else "-",
+            _quota(dataset["retention"]),
+            _interval(dataset["refresh_every_s"]),
+        )
+    out.print(table)
+    _listings(out, found)
+    for dataset in found:
+        if dataset["over_quota_bytes"]:
+            over = f"{decimal(dataset['over_quota_bytes'])} over its quota, of which nothing may go or is going"
+            out.print(Text(f"{dataset['name']}: {over}", "yellow"))
+    for dataset in found:
+        if dataset["refresh_error"]:
+            failed = f"{dataset['refresh_failures']:,} times, last: {dataset['refresh_error']}"
+            out.print(Text(f"{dataset['name']}: refreshing failed {failed}", "yellow"))
+
+
+def _mounts(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    """The mounts of this node."""
+    table = _table("mount", "source", "snapshot", "session", "gateway", "state", "reads", "read")
+    for mount in found:
+        counters = mount["counters"]
+        table.add_row(
+            mount["mountpoint"],
+            mount["source"],
+            "-" if mount["snapshot"] is None else str(mount["snapshot"]),
+            mount["session"],
+            str(mount["gateway_pid"]),
+            mount["state"],
+            f"{counters.get('reads', 0):,}",
+            decimal(counters.get("read_bytes", 0)),
+        )
+    out.print(table)
+    for mount in found:
+        for note in mount["notes"]:
+            out.print(Text(f"{mount['mountpoint']}: {note}", "yellow"))
 
 
 def _listings(out: Console, datasets: Sequence[dict[str, Any]]) -> None:
@@ -187,6 +206,11 @@ def _shown_on(err: Console, what: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: status.update(Text(printable(line)))
 
 
+def changing_line(what: str) -> AbstractContextManager[Callable[[str], None]]:
+    """Something to tell of progress with, silent where standard error is no terminal."""
+    return _shown_on(Console(stderr=True, highlight=False), what)
+
+
 def finished_listing(uri: str, job: ListingJob) -> dict[str, Any]:
     """What a recursive refresh prints as JSON."""
     return {
@@ -196,6 +220,18 @@ def finished_listing(uri: str, job: ListingJob) -> dict[str, Any]:
         "changed": job.changed,
         "seconds": (job.updated_ns - job.started_ns) / 1e9,
     }
+
+
+def _cached(dataset: dict[str, Any]) -> str:
+    """Bytes in the cache with their share of what is listed, and where they lie."""
+    where = ", ".join(f"{decimal(size)} {medium}" for medium, size in dataset["tiers"].items() if size)
+    share = "" if dataset["cached_fraction"] is None else f" ({dataset['cached_fraction']:.0%})"
+    return f"{decimal(dataset['cached_bytes'])}{share}" + (f": {where}" if where else "")
+
+
+def _quota(retention: dict[str, Any]) -> str:
+    quota = "-" if retention["quota_bytes"] is None else decimal(retention["quota_bytes"])
+    return quota + (f", ttl {retention['ttl_s']:g} s" if retention["ttl_s"] else "")
 
 
 def _backup(about: dict[str, Any]) -> Text:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, ListingJob, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Freed, ListingJob, Worker
 from raycache.errors import WorkerLost
 
 
@@ -107,6 +107,22 @@ class RetentionApi(Protocol):
 
     def remove(self, name: str) -> None:
         """Forget a dataset, and free its blocks; the source is not touched. Raises NotFound."""
+        ...
+
+
+class KeepingPool(Protocol):
+    """All workers, seen as one thing that keeps blocks."""
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See WorkerPool."""
+        ...
+
+    def load(self, calls: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[str] | WorkerLost]:
+        """Have each worker fill blocks, by packed plan; of each what becomes of it: see BlockStore.load."""
+        ...
+
+    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None) -> Freed:
+        """Have all workers drop blocks: see core.values.Freed."""
         ...
 
 

@@ -90,6 +90,13 @@ class BlockPlan:
         """Where its bytes come from."""
         return Origin(self.dataset, self.directory)
 
+    def path_at(self, offset: int, length: int) -> str:
+        """The first file with bytes in a range."""
+        stop = offset + length
+        return next(
+            part.path for part in self.parts if offset < part.block_offset + part.length and part.block_offset < stop
+        )
+
     def pack(self) -> bytes:
         """Bytes to send. A client packs a plan once and a worker unpacks it once, however many reads carry it."""
         return pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)
@@ -143,6 +150,18 @@ class Filed:
 
 
 Fetched = Sealed | Filed | Buffer | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was dropped because a user asked, copies counted."""
+
+    blocks: int = 0
+    size_bytes: int = 0
+    pinned_bytes: int = 0
+    """Of blocks that stay because they are pinned."""
+    unreached: int = 0
+    """Workers that did not answer: what they have on disk stays."""
 
 
 @dataclass(frozen=True, slots=True)

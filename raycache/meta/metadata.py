@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from raycache.core import paths
 from raycache.core.arguments import check_refresh_every
+from raycache.core.entries import sizes_of
 from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
@@ -42,6 +43,8 @@ _PUBLISH_TRIES = 3
 _log = logging.getLogger("raycache.master")
 LISTERS = 16
 """Directories of calls for several that are listed side by side, for all callers together."""
+SIZED_DIRECTORIES, SIZES_KEPT = 256, 16_384
+"""Directories of a dataset whose bytes are added up for a status: reading a listing takes milliseconds, once."""
 T = TypeVar("T")
 
 
@@ -71,6 +74,8 @@ class Metadata:
         self.rebuilt = 0
         """Directories whose stored listing was damaged and is made anew."""
         self._attaching = threading.Lock()
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Version and bytes of directories, for ``status``."""
         self._listing: dict[int, tuple[threading.Lock, int]] = {}
         self._listing_lock = threading.Lock()
         self._listers = ThreadPoolExecutor(LISTERS, thread_name_prefix="list")
@@ -188,6 +193,7 @@ class Metadata:
                     "source": dataset.source,
                     "directories": known,
                     "directories_listed": listed,
+                    "size_bytes": self._size_bytes(dataset.name, known, listed),
                     "listings": [asdict(job) for job in self.listings.jobs(dataset.name)],
                     "refresh_every_s": dataset.refresh_every_s,
                     "retention": dataset.retention.as_json(),
@@ -196,6 +202,29 @@ class Metadata:
                 }
             )
         return found
+
+    def _size_bytes(self, dataset: str, known: int, listed: int) -> int | None:
+        """Bytes of all files of a dataset; None where some directory is not listed, or there are many."""
+        if known != listed or known > SIZED_DIRECTORIES:
+            return None
+        total, dir_id = 0, self._catalog.next_listed(dataset, 0)
+        while dir_id is not None:
+            version, size_bytes = self._sizes.get(dir_id, (0, 0))
+            if version != self._catalog.version(dir_id):
+                try:
+                    manifest = self._catalog.manifest(dir_id)
+                except InvalidInput:  # damaged: whoever asks for it has it listed anew
+                    return None
+                if manifest is None:
+                    return None
+                gone_bytes = int(sizes_of(manifest, manifest.columns.dead_rows).sum())
+                version, size_bytes = manifest.directory.version, manifest.size_bytes - gone_bytes
+                if len(self._sizes) >= SIZES_KEPT:
+                    self._sizes.clear()
+                self._sizes[dir_id] = version, size_bytes
+            total += size_bytes
+            dir_id = self._catalog.next_listed(dataset, dir_id)
+        return total
 
     def _add(self, name: str, location: paths.Location, options: Mapping[str, Any], request_id: str | None) -> Dataset:
         """Make a dataset, with the listing of its root, in one transaction: there is all of it, or nothing."""

@@ -15,7 +15,7 @@ threads of their own, so that a slow disk takes no fetcher from the readers.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,11 +27,12 @@ from raycache.store.counters import Counters
 from raycache.store.fetchqueue import NO_LIMITS, FetchQueue, Job, SourceLimits
 from raycache.store.flight import Flight
 from raycache.store.peers import About, Peers
-from raycache.store.tiers import Freed, Kept, Tiers
+from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.sources import Sources
 
 FILLS_MAX = 16
 """Blocks filled at once: half a gigabyte of parts on their way at the usual block size."""
+FILLS_LEFT = 4  # of them, those that a load leaves to what readers ask for
 PROBE_BYTES = 64 * 2**20
 PROBES_MAX = 1024
 HOLE_S = 5.0
@@ -61,7 +62,7 @@ class BlockStore:
         self._peers = peers or Peers()
         self.on_sealed: Callable[[bytes, str], None] = lambda block_id, dataset: None
         """Told of each block that was filled, with its dataset. Set before ``start``."""
-        self._tiers = tiers
+        self.tiers = tiers
         self._sources = sources
         self._counters = Counters()
         self._missed: dict[str, int] = {}
@@ -94,7 +95,7 @@ class BlockStore:
             self._stopping = True
             for condition in (self._work, self._arrival, self._pulled, self._seals):
                 condition.notify_all()
-        self._tiers.close()
+        self.tiers.close()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float, *, direct: bool = False) -> list[Answer]:
         """Answer reads: a Kept block where it is held and wanted whole, a Filed one where it is on disk and the client
@@ -114,8 +115,8 @@ class BlockStore:
 
         None as well for a block with holes: the source may have what they lack.
         """
-        kept = self._tiers.in_memory(block_id)
-        stored = self._tiers.find_stored(block_id) if kept is None else None
+        kept = self.tiers.in_memory(block_id)
+        stored = self.tiers.find_stored(block_id) if kept is None else None
         found: Kept | Buffer | None = kept
         if kept is not None:
             holes, dataset = kept.holes, kept.origin.dataset
@@ -128,7 +129,7 @@ class BlockStore:
         if found is None or holes:
             return None
         if not self._peers.owns(block_id, dataset):
-            self._tiers.set_surplus(block_id, True)
+            self.tiers.set_surplus(block_id, True)
         with self._lock:
             self._counters.given_blocks += 1
         return found
@@ -139,7 +140,7 @@ class BlockStore:
         block_id = block.block_id
         self._peers.offered(giver, [block_id])
         with self._lock:
-            while not self._tiers.holds(block_id):
+            while not self.tiers.holds(block_id):
                 flight = self._flights.get(block_id)
                 if flight is None or not flight.filling:
                     if not self._peers.has_offer(block_id):
@@ -158,33 +159,46 @@ class BlockStore:
         return True
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
-        """Fill blocks that are likely to be wanted, as far as quota and FILLS_MAX allow now; the rest is forgotten."""
+        """Fill blocks that are likely to be wanted, as far as there is room now; the rest is forgotten."""
+        self.load(packed_plans)
+
+    def load(self, packed_plans: Sequence[bytes]) -> list[str]:
+        """Fill blocks. Of each: ``here``; ``begun`` or ``coming``, to be asked for again; ``wait``, as too many are
+        under way, to be offered again; ``full``, as no tier has room for it. Some fills are left to readers."""
         with self._lock:
-            for packed in packed_plans:
-                plan = BlockPlan.unpack(packed)
-                if plan.block_id in self._tiers:
-                    continue
-                flight = self._flights.setdefault(plan.block_id, Flight(plan))
-                if not flight.filling:
-                    self._fill(flight)
+            found = [self._offer(BlockPlan.unpack(packed)) for packed in packed_plans]
             self._trim_probes()
+        return found
+
+    def _offer(self, plan: BlockPlan) -> str:
+        if plan.block_id in self.tiers:
+            return "here" if self.tiers.has(plan.block_id) else "wait"
+        flight = self._flights.get(plan.block_id)
+        if flight is not None and flight.filling:
+            return "coming"
+        if self._filling >= FILLS_MAX - FILLS_LEFT:
+            return "wait"
+        if flight is not None and flight.has_failed and flight.idle and not flight.waiters:
+            self._probe_bytes -= flight.fetched_bytes  # to be tried anew as a whole
+            flight = None
+        if flight is None:
+            flight = self._flights[plan.block_id] = Flight(plan)
+        if not self._fill(flight):
+            return "full"
+        return "begun" if flight.filling else "wait"
 
     def configure(self, retentions: Mapping[str, Retention]) -> None:
         """See Tiers.configure."""
-        self._tiers.configure(retentions)
+        self.tiers.configure(retentions)
+        self._sources.keep(retentions)
         with self._lock:
             self._missed = {dataset: count for dataset, count in self._missed.items() if dataset in retentions}
-
-    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None = None) -> Freed:
-        """See Tiers.free."""
-        return self._tiers.free(dataset, path, blocks)
 
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``; ``missed`` are reads that waited for the source, by dataset."""
         with self._lock:
-            missed = dict(self._missed)
-            about = {"filling": self._filling, "counters": asdict(self._counters), "missed": missed}
-        return {**self._tiers.status(), **about}
+            about = {"filling": self._filling, "counters": asdict(self._counters), "missed": dict(self._missed)}
+        return {**self.tiers.status(), **about}
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until no fill is under way; False when the time was not enough."""
@@ -193,7 +207,7 @@ class BlockStore:
 
     def check(self) -> None:
         """Invariants, for tests: the books of the tiers, and those of fills and probes."""
-        self._tiers.check()
+        self.tiers.check()
         with self._lock:
             probes = sum(flight.fetched_bytes for flight in self._flights.values() if not flight.filling)
             assert self._probe_bytes == probes, (self._probe_bytes, probes)
@@ -201,17 +215,17 @@ class BlockStore:
 
     def _begin(self, request: Fetch, direct: bool) -> Answer | Flight | None:
         """Answer at once, or see to it that the wanted parts are on their way; None: a disk has the block."""
-        kept = self._tiers.in_memory(request.block_id)
+        kept = self.tiers.in_memory(request.block_id)
         if kept is not None and _meets(kept.holes, request):
             if self._scheduler.monotonic() - kept.sealed < HOLE_S:
                 return Failed(self._hole_error(request))
             # The file may be back as it was: fetch the block anew.
-            self._tiers.drop(request.block_id)
+            self.tiers.drop(request.block_id)
             kept = None
         if kept is not None:
             self._counters.hits += 1
             return kept if request.whole else kept.view[request.offset : request.offset + request.length]
-        return None if self._tiers.on_disk(request.block_id) else self._begin_flight(request, direct)
+        return None if self.tiers.on_disk(request.block_id) else self._begin_flight(request, direct)
 
     def _begin_flight(self, request: Fetch, direct: bool) -> Flight:
         flight = self._flights.get(request.block_id)
@@ -258,16 +272,16 @@ class BlockStore:
 
     def _read_stored(self, request: Fetch) -> Answer | None:
         """From a disk, or None when it has not got the block after all."""
-        stored = self._tiers.find_stored(request.block_id)
+        stored = self.tiers.find_stored(request.block_id)
         if stored is None:
             return None
         if _meets(stored.block.header.holes, request):
             if self._scheduler.monotonic() - stored.block.since < HOLE_S:
                 with self._lock:
                     return Failed(self._hole_error(request))
-            self._tiers.drop(request.block_id)
+            self.tiers.drop(request.block_id)
             return None
-        return self._tiers.read(stored, request.offset, request.length, whole=request.whole, named=request.named)
+        return self.tiers.read(stored, request.offset, request.length, whole=request.whole, named=request.named)
 
     def _fill(self, flight: Flight) -> bool:
         """Turn a probe into a fill; False when no tier has room for it."""
@@ -279,7 +293,7 @@ class BlockStore:
         nothing_to_ask = pull or flight.direct or (mine and flight.is_complete)
         if not nothing_to_ask and self._peers.first(plan.block_id) is not None:
             return True  # it is read through its first owner, who hands it over when it has it
-        flight.claim = self._tiers.reserve(plan.block_id, plan.size_bytes, plan.origin, evict=mine)
+        flight.claim = self.tiers.reserve(plan.block_id, plan.size_bytes, plan.origin, evict=mine)
         if flight.claim is None:
             return False
         self._filling += 1
@@ -423,7 +437,7 @@ class BlockStore:
         """The source failed in the middle of a fill: fetch no more of it than readers ask for."""
         self._counters.not_kept += 1
         if flight.claim is not None:
-            self._tiers.cancel(flight.claim)
+            self.tiers.cancel(flight.claim)
         self._end_fill(flight)
         self._probe_bytes += flight.fetched_bytes
 
@@ -449,7 +463,7 @@ class BlockStore:
         kept = False
         if claim is not None and holes is not None:
             try:
-                kept = self._tiers.keep(claim, flight.assemble(), holes)
+                kept = self.tiers.keep(claim, flight.assemble(), holes)
             except BaseException:  # noqa: BLE001 - no room, or no answer: not kept, and this thread must live on
                 kept = False
         with self._lock:
@@ -461,7 +475,7 @@ class BlockStore:
             self._flights.pop(flight.plan.block_id, None)
             self._peers.forget(flight.plan.block_id)
         if not self._peers.owns(flight.plan.block_id, flight.plan.dataset):
-            self._tiers.set_surplus(flight.plan.block_id, True)
+            self.tiers.set_surplus(flight.plan.block_id, True)
         self.on_sealed(flight.plan.block_id, flight.plan.dataset)
 
     def _trim_probes(self) -> None:
@@ -476,8 +490,7 @@ class BlockStore:
 
     def _hole_error(self, request: Fetch) -> Exception:
         plan = BlockPlan.unpack(request.packed_plan)
-        stop = request.offset + request.length
-        path = next(part.path for part in plan.parts if request.offset < _end(part) and part.block_offset < stop)
+        path = plan.path_at(request.offset, request.length)
         self._counters.changed += 1
         return Changed(f"{plan.dataset}: {path} changed since it was listed; refresh its directory")
 
@@ -485,7 +498,3 @@ class BlockStore:
 def _meets(holes: Sequence[tuple[int, int]], request: Fetch) -> bool:
     """Whether a read wants bytes of a hole."""
     return any(start < request.offset + request.length and request.offset < stop for start, stop in holes)
-
-
-def _end(part: Part) -> int:
-    return part.block_offset + part.length

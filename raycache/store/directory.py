@@ -198,6 +198,11 @@ class Directory:
         """What its files may take."""
         return self._ledger.quota_bytes
 
+    def has(self, block_id: bytes) -> bool:
+        """Whether a block is known to be here."""
+        with self._lock:
+            return block_id in self._ledger and self._may_have(block_id)
+
     def __contains__(self, block_id: bytes) -> bool:
         """As far as is known without looking: True while it is not known."""
         with self._lock:

@@ -74,6 +74,11 @@ class Flight:
         return not self.is_settled(number) and number not in self._states
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a part could not be had."""
+        return bool(self._errors)
+
+    @property
     def touched(self) -> bool:
         """Whether any part was asked for."""
         return bool(self._states or self._data or self._errors or self._whole is not None)

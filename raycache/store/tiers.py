@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from raycache.core.blockfile import Hole
 from raycache.core.retention import Retention, is_within
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer, Filed, Origin
+from raycache.core.values import Buffer, Filed, Freed, Origin
 from raycache.errors import Unavailable
 from raycache.store.accounts import Accounts
 from raycache.store.directory import Directory, OpenBlock
@@ -58,16 +58,6 @@ class Claim:
 
     reservation: Reservation
     directory: Directory | None
-
-
-@dataclass(frozen=True, slots=True)
-class Freed:
-    """What was dropped because a user asked, copies counted."""
-
-    blocks: int = 0
-    size_bytes: int = 0
-    pinned_bytes: int = 0
-    """Of blocks that stay because they are pinned."""
 
 
 class Tiers:
@@ -154,6 +144,12 @@ class Tiers:
         with self._lock:
             kept = block_id in self._kept
         return kept or any(block_id in directory for directory in self._directories)
+
+    def has(self, block_id: bytes) -> bool:
+        """Whether a block is known to be here."""
+        with self._lock:
+            kept = block_id in self._kept
+        return kept or any(directory.has(block_id) for directory in self._directories)
 
     def in_memory(self, block_id: bytes) -> Kept | None:
         """A block that is in memory. Quick."""

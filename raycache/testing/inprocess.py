@@ -7,18 +7,19 @@ it kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from raycache.client.blockfiles import BlockFiles
 from raycache.client.filesystem import FileSystem
+from raycache.client.keeping import Keeping, sum_freed
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Freed, ListingJob, Sealed, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
@@ -193,6 +194,19 @@ class InProcessPool:
             found[name] = [fetched(answer) for answer in store.fetch(requests, timeout_s)]
         return found
 
+    def load(self, calls: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[str] | WorkerLost]:
+        """See KeepingPool."""
+        self.calls += len(calls)
+        stores = {name: self.stores.get(name) for name in calls}
+        return {
+            name: WorkerLost(f"{name} is gone") if store is None else store.load(calls[name])
+            for name, store in stores.items()
+        }
+
+    def free(self, dataset: str, path: str, blocks: Collection[bytes] | None) -> Freed:
+        """See KeepingPool."""
+        return sum_freed([store.tiers.free(dataset, path, blocks) for store in self.stores.values()])
+
     def close(self) -> None:
         """Stop all stores."""
         for store in self.stores.values():
@@ -234,6 +248,7 @@ class InProcessCache:
         self.namespace = Namespace(self.master)
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)
+        self.keeping = Keeping(self.namespace, self.master, self.pool)
 
     def __enter__(self) -> InProcessCache:
         return self

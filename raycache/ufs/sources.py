@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 from raycache.errors import AccessDenied
@@ -42,6 +42,11 @@ class Sources:
         """Open the dataset anew at its next use."""
         with self._lock:
             self._open.pop(dataset, None)
+
+    def keep(self, datasets: Container[str]) -> None:
+        """Forget all others: they were removed, and what opened them must not be used any more."""
+        with self._lock:
+            self._open = {dataset: adapter for dataset, adapter in self._open.items() if dataset in datasets}
 
     def _adapter(self, dataset: str) -> UnderFileSystem:
         with self._lock:

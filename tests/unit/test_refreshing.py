@@ -82,6 +82,7 @@ def test_what_changed_is_found_by_itself_and_failures_are_counted(
             "source": f"file://{tmp_path}",
             "directories": 4,
             "directories_listed": 3,
+            "size_bytes": None,
             "listings": [],
             "refresh_every_s": 5.0,
             "retention": Retention().as_json(),
