@@ -160,7 +160,7 @@ def remove_dataset(name: str) -> None:
 
 
 def load(uri: str) -> LoadJob:
-    """Bring a dataset, directory or file into the cache without reading it: ``raycache.load("s3://b/train").wait()``.
+    """Bring a dataset (its name will do), directory or file into the cache without reading it.
 
     The job runs in a thread of this process, and ends with it: what was not taken by a worker by then is not loaded.
     ``progress()``, ``wait(timeout_s)``, ``cancel()``, ``report``: files, bytes, failed, beyond_bytes (no room: read

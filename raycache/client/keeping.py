@@ -32,7 +32,7 @@ class Keeping:
 
     def load(self, uri: str) -> LoadJob:
         """Bring a dataset, directory or file into the cache. See LoadJob."""
-        return LoadJob(self._namespace, self._pool, uri, self._scheduler)
+        return LoadJob(self._namespace, self._pool, self._named(uri), self._scheduler)
 
     def free(self, uri: str) -> Freed:
         """Drop the blocks of a dataset, directory or file from every tier of every worker.
@@ -40,6 +40,7 @@ class Keeping:
         A block holds several small files, which go with it. Raises NotFound, InvalidInput for what is pinned; pinned
         parts of a tree stay, and are counted.
         """
+        uri = self._named(uri)
         dataset, path = self._namespace.locate(uri)
         pins = self._namespace.dataset(dataset.name).retention.pins
         pin = next((pin for pin in pins if is_within(path, pin)), None)
@@ -56,6 +57,7 @@ class Keeping:
 
         Raises NotFound, InvalidInput with the figures when it does not fit with all that is pinned already.
         """
+        uri = self._named(uri)
         dataset, path = self._namespace.locate(uri)
         sizes = {block.manifest.block_id(block.number): block.size_bytes for block in blocks_of(self._namespace, uri)}
         self._master.pin(dataset.name, path, sum(sizes.values()))
@@ -64,9 +66,15 @@ class Keeping:
 
     def unpin(self, uri: str) -> None:
         """Take a pin back: exactly the path that was pinned. Raises NotFound."""
+        uri = self._named(uri)
         dataset, path = self._namespace.locate(uri)
         self._master.unpin(dataset.name, path)
         self._namespace.learn_datasets()
+
+    def _named(self, uri: str) -> str:
+        """The URI of a dataset where its bare name is given."""
+        is_name = "/" not in uri and ":" not in uri and self._namespace.is_dataset(uri)
+        return f"raycache://{uri}" if is_name else uri
 
     def remove(self, name: str) -> Freed:
         """Forget a dataset and free its blocks. Raises NotFound."""

@@ -77,6 +77,11 @@ class Namespace:
             raise NotFound(f"no dataset is named {name!r}; there are: {self._names()}")
         return found
 
+    def is_dataset(self, name: str) -> bool:
+        """Whether a dataset has this name now."""
+        self.learn_datasets()
+        return any(dataset.name == name for dataset in self._datasets)
+
     def locate(self, uri: str) -> tuple[Dataset, str]:
         """The dataset that a URI belongs to, and the path inside it.
 

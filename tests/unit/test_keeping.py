@@ -42,7 +42,7 @@ def asked(cache: InProcessCache) -> int:
 
 
 def test_a_load_reads_all_once_and_an_epoch_after_it_nothing(cache: InProcessCache) -> None:
-    job = cache.keeping.load("raycache://d")
+    job = cache.keeping.load("d")
     report = job.wait(30)
     assert (report.state, report.files, report.bytes, report.failed) == ("done", 80, 80 * FILE, 0)
     assert report.beyond_bytes == 0
