@@ -240,10 +240,10 @@ class RemotePool:
             except (ValueError, ray.exceptions.RayError):
                 continue
 
-    def kept(self, worker_id: str, block_ids: Sequence[bytes]) -> list[bool]:
+    def kept(self, worker_id: str, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
         """See leases.StillKept. Counts as no call: it is no part of a read."""
         try:
-            ref = self.handle(worker_id).kept.remote(list(block_ids))
+            ref = self.handle(worker_id).kept.remote(list(block_ids), list(read))
         except (ValueError, ray.exceptions.RayError) as error:
             raise WorkerLost(f"worker {worker_id[:8]} is gone: {error}") from error
         try:
@@ -324,7 +324,7 @@ class Cluster:
         local_bytes = sum(worker.memory_bytes for worker in self.pool.workers() if worker.local)
         self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
         self.files = FileSystem(self.namespace, self.reader)
-        keep_renewing(self.reader.views, self.pool.kept, THREADS)
+        keep_renewing(self.reader, self.pool.kept, THREADS)
         self.keeping = Keeping(self.namespace, master, RemoteKeepers(self.pool.workers, self.pool.handle))
 
     @staticmethod

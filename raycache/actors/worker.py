@@ -102,9 +102,9 @@ class WorkerActor:
         return {"pid": os.getpid(), **self._store.status(), **self._watch.status()}
 
     @ray.method(concurrency_group="control")
-    def kept(self, block_ids: Sequence[bytes]) -> list[bool]:
-        """See Tiers.in_memory_many."""
-        return self._tiers.in_memory_many(block_ids)
+    def kept(self, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
+        """See Tiers.renew."""
+        return self._tiers.renew(block_ids, read)
 
     @ray.method(concurrency_group="control")
     def view(self) -> View:

@@ -93,6 +93,7 @@ class BlockFiles:
         self._open: OrderedDict[bytes, _Known] = OrderedDict()
         self._open_max = min(OPEN_BLOCKS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._paused: dict[str, float] = {}
+        self._read_of: dict[str, set[bytes]] = {}
         self.callers_may_hang = False
         """Whether those who read are threads that can be left to a disk that hangs, as a gateway's: then reads of one
         range are made in them, without a hand-over to the lane's."""
@@ -113,6 +114,12 @@ class BlockFiles:
             while self._header_bytes > HEADERS_BYTES and len(self._known) > 1:
                 self._forget(next(iter(self._known)))
 
+    def take_read(self) -> dict[str, set[bytes]]:
+        """Ids of the blocks that were read since the last call, by worker."""
+        with self._lock:
+            read, self._read_of = self._read_of, {}
+            return read
+
     @property
     def hanging(self) -> bool:
         """Whether a read of the disk is overdue; until it has come back, all others go through the worker."""
@@ -131,6 +138,7 @@ class BlockFiles:
                 known = self._known.get(piece.block_id)
                 if known is not None and not known.header.meets_hole(piece.offset, piece.length):
                     self._known.move_to_end(piece.block_id)
+                    self._read_of.setdefault(known.worker_id, set()).add(piece.block_id)
                     asked.append((at, known))
         calls = [partial(self._read, known, pieces[at]) for at, known in asked]
         answers = [self._here(calls[0])] if self.callers_may_hang and len(calls) == 1 else self._lane.call_all(calls)

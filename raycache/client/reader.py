@@ -54,6 +54,7 @@ class Views:
         self._limit_bytes = limit_bytes
         self._lock = scheduler.lock()
         self._held: OrderedDict[bytes, tuple[Sealed, str]] = OrderedDict()
+        self._read: set[bytes] = set()
         self._size_bytes = 0
 
     def read(self, want: Want) -> memoryview | None:
@@ -63,6 +64,7 @@ class Views:
             if held is None:
                 return None
             self._held.move_to_end(want.block_id)
+            self._read.add(want.block_id)
         return readable(held[0], want.offset, want.length)
 
     def hold(self, block_id: bytes, sealed: Sealed, worker_id: str) -> None:
@@ -83,6 +85,12 @@ class Views:
             for block_id, (_, worker_id) in self._held.items():
                 found.setdefault(worker_id, []).append(block_id)
         return found
+
+    def take_read(self) -> set[bytes]:
+        """Ids of the blocks that were read since the last call."""
+        with self._lock:
+            read, self._read = self._read, set()
+            return read
 
     def let_go(self, block_ids: Iterable[bytes]) -> None:
         """Hold these no more."""

@@ -312,6 +312,13 @@ class Directory:
             self._figures.hits += 1
         return Filed(str(block.path), block.packed)
 
+    def touch(self, block_ids: Iterable[bytes]) -> None:
+        """Blocks were read by clients; those that are not here are passed over."""
+        with self._lock:
+            now = self._clock()
+            for block_id in block_ids:
+                self._ledger.touch(block_id, now)
+
     def drop(self, block_id: bytes) -> bool:
         """Delete a block's file and give its bytes back; False when it cannot be deleted."""
         try:

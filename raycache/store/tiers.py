@@ -322,10 +322,16 @@ class Tiers:
             with self._lock:
                 self._shrunk_bytes += max(0, held_bytes - self._ledger.held_bytes)
 
-    def in_memory_many(self, block_ids: Sequence[bytes]) -> list[bool]:
-        """Which blocks are in memory; counts as no read."""
+    def renew(self, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
+        """Which blocks are in memory. ``read``: blocks that a client has read without asking."""
         with self._lock:
-            return [block_id in self._kept for block_id in block_ids]
+            now = self._scheduler.monotonic()
+            for block_id in read:
+                self._ledger.touch(block_id, now)
+            kept = [block_id in self._kept for block_id in block_ids]
+        for directory in self._directories:
+            directory.touch(read)
+        return kept
 
     def status(self) -> dict[str, Any]:
         """Figures for ``raycache status``."""

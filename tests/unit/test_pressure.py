@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from raycache.client.blockfiles import BlockFiles
 from raycache.client.leases import renew
 from raycache.client.reader import Views
 from raycache.config import Tier
+from raycache.core.blockfile import file_bytes
 from raycache.core.scheduling import THREADS
 from raycache.core.values import Origin, Sealed
 from raycache.errors import Unavailable, WorkerLost
@@ -94,13 +96,29 @@ def test_views_of_what_is_gone_are_let_go() -> None:
         for number in range(3):
             views.hold(f"{worker}{number}".encode(), Sealed(memoryview(bytes(SIZE))), worker)
 
-    def still_kept(worker_id: str, block_ids: Sequence[bytes]) -> list[bool]:
+    told: list[bytes] = []
+
+    def still_kept(worker_id: str, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
+        told.extend(read)
         if worker_id == "b":
             raise WorkerLost("b is gone")
         if worker_id == "c":
             raise Unavailable("c says nothing")
         return [block_id != b"a1" for block_id in block_ids]
 
-    assert renew(views, still_kept) == 4
+    views._read = {b"a0"}
+    assert renew(views, BlockFiles(), still_kept) == 4
+    assert told == [b"a0"], "what was read here keeps it from being evicted there"
     assert views.by_worker() == {"a": [b"a0", b"a2"], "c": [b"c0", b"c1", b"c2"]}
     assert views._size_bytes == 5 * SIZE
+
+
+def test_what_clients_read_by_themselves_is_not_the_first_to_go(tmp_path: Path) -> None:
+    accounts = Accounts("lru")
+    directories = open_directories([Tier(tmp_path, 3 * file_bytes(SIZE, "data"))], "ns", accounts)
+    tiers = Tiers(PlainMemory(), 0, directories, accounts)
+    fill(tiers, 1, 2, 3)
+    assert tiers.renew([], [bytes([1])]) == []
+    fill(tiers, 4)
+    assert [bytes([number]) in tiers for number in (1, 2, 3, 4)] == [True, False, True, True]
+    tiers.close()
