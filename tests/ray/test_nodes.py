@@ -104,7 +104,7 @@ class Data:
     def fill(self, copies: int = 1) -> None:
         """Have it all in the cache, and the counters of the source at nothing."""
         self.epoch(0)
-        wait_for(lambda: sum(worker.get("blocks", 0) for worker in workers()) >= copies * BLOCKS and not busy())
+        wait_for(lambda: held() >= copies * BLOCKS and not busy())
         self.proxy.reset()
 
     def gets(self) -> int:
@@ -125,6 +125,11 @@ def data(bucket: str, s3_env: ObjectStoreServer, small: None, cache: Any, monkey
 def workers() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = raycache.status()["workers"]
     return found
+
+
+def held() -> int:
+    """Blocks in all tiers of all workers."""
+    return sum(tier["blocks"] for worker in workers() for tier in worker.get("tiers", ()))
 
 
 def by_node() -> dict[str, dict[str, Any]]:
@@ -245,12 +250,14 @@ def test_a_worker_with_disks_is_the_same_after_a_restart_and_numbers_go_on(
     nodes: Nodes, bucket: str, s3_env: ObjectStoreServer, tmp_path: Path, small: None, request: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("RAYCACHE_TIERS", f"{tmp_path}/{{node}}:100MB")
+    in_memory = 4
+    monkeypatch.setenv("RAYCACHE_MEM", str(in_memory * BLOCK_BYTES))
     cache = request.getfixturevalue("cache")
     data: Data = request.getfixturevalue("data")
     joined = nodes.add("n5")
     wait_for(lambda: joined in by_node())
     before = {worker["worker_id"]: worker["capacity_bytes"] for worker in workers()}
-    assert set(before.values()) == {140_000_000}
+    assert set(before.values()) == {100_000_000 + in_memory * BLOCK_BYTES}
     number = raycache.status()["view"]["number"]
     os.kill(cache.master.status()["pid"], signal.SIGKILL)
     assert raycache.status()["view"]["number"] == number
@@ -264,3 +271,7 @@ def test_a_worker_with_disks_is_the_same_after_a_restart_and_numbers_go_on(
     assert again["worker_id"] == kept["worker_id"] != joined
     assert {worker["worker_id"] for worker in workers()} == before.keys()
     assert raycache.status()["view"]["number"] > number
+    # What was on its disk is found again; what was in its memory alone is not.
+    data.epoch(1)
+    assert by_node()[joined]["tiers"][1]["blocks"] > in_memory
+    assert data.gets() <= in_memory * (BLOCK_BYTES // FILE_BYTES)
