@@ -147,7 +147,7 @@ class Fleet:
         seen = [node for node in seen if node.node_id not in self._gone]
         replicas = {name: retention.replicas for name, retention in self._retentions().items()}
         self._spread(self._membership.step(seen, replicas, time.monotonic()))
-        for node_id in self._gone & {node["NodeID"] for node in wanted}:
+        for node_id in self._gone:
             self._end(node_id)
         self._finished = number
 

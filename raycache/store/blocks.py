@@ -384,7 +384,7 @@ class BlockStore:
     def _read_part(self, flight: Flight, part: Part) -> tuple[Buffer, bool]:
         """From the source, or through the worker that the block belongs to; and whether it was that."""
         plan = flight.plan
-        other = None if flight.direct or flight.filling else self._peers.reads_through(plan.block_id)
+        other = None if flight.direct else self._peers.reads_through(plan.block_id)
         if other is not None:
             data = self._peers.read(other, Fetch(plan.block_id, plan.pack(), part.block_offset, part.length, False))
             if data is not None:
