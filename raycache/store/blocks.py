@@ -140,7 +140,7 @@ class BlockStore:
         block_id = block.block_id
         self._peers.offered(giver, [block_id])
         with self._lock:
-            while not self.tiers.holds(block_id):
+            while not self.tiers.has(block_id):
                 flight = self._flights.get(block_id)
                 if flight is None or not flight.filling:
                     if not self._peers.has_offer(block_id):

@@ -188,11 +188,6 @@ class Directory:
         """Whether there may be blocks that were not found yet."""
         return self._looking
 
-    def holds(self, block_id: bytes) -> bool:
-        """Whether a block was found here, or written since."""
-        with self._lock:
-            return block_id in self._ledger
-
     @property
     def quota_bytes(self) -> int:
         """What its files may take."""

@@ -123,7 +123,7 @@ class Mover:
 
     def offered(self, giver: str, block_ids: Sequence[bytes]) -> list[bool]:
         """Another worker holds these for us; whether each is lacking here."""
-        lacking = [not self._tiers.holds(block_id) for block_id in block_ids]
+        lacking = [not self._tiers.has(block_id) for block_id in block_ids]
         self._peers.offered(giver, (block_id for block_id, lacks in zip(block_ids, lacking, strict=True) if lacks))
         return lacking
 

@@ -132,13 +132,8 @@ class Tiers:
         """Whether there may be blocks on disk that were not found yet."""
         return any(directory.looking for directory in self._directories)
 
-    def holds(self, block_id: bytes) -> bool:
-        """Whether a block is known to be here; ``in`` says of one that may be."""
-        with self._lock:
-            return self._holds(block_id)
-
     def _holds(self, block_id: bytes) -> bool:
-        return block_id in self._kept or any(directory.holds(block_id) for directory in self._directories)
+        return block_id in self._kept or any(directory.has(block_id) for directory in self._directories)
 
     def __contains__(self, block_id: bytes) -> bool:
         with self._lock:
