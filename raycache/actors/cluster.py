@@ -18,7 +18,8 @@ from typing import Any
 
 import ray
 
-from raycache.actors.flight import Ranges
+from raycache.actors.calls import Callers, RemoteCall, ThreadCall
+from raycache.actors.flight import Asked, Ranges
 from raycache.actors.keepers import RemoteKeepers
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, master_options, worker_name
@@ -29,6 +30,7 @@ from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
 from raycache.client.patience import ask_until_there
+from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
@@ -198,6 +200,7 @@ class RemotePool:
         self._view = View()
         self._handles: dict[str, Any] = {}
         self._ranges = Ranges()
+        self._callers = Callers()
         self._newer: tuple[int, str] = (0, "")
         """Number of the newest view that a worker told of, and that worker."""
 
@@ -251,34 +254,41 @@ class RemotePool:
         except NoAnswer as silent:
             raise Unavailable(str(silent)) from silent
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
-        under_way: dict[str, Any] = {}
-        answers: dict[str, Sequence[Fetched] | WorkerLost] = {}
-        self.calls += len(calls)
-        deadline = time.monotonic() + timeout_s
-        ranges = {name: asked for name, asked in calls.items() if not any(one.whole or one.named for one in asked)}
-        sent = self._ranges.ask(self._view, ranges, timeout_s)
-        for worker_id, requests in calls.items():
+        self.calls += 1
+        if not any(request.whole or request.named for request in requests):
+            sent = self._ranges.ask(self._view, {worker_id: requests}, timeout_s)
             if worker_id in sent:
-                continue
-            try:
-                under_way[worker_id] = self.handle(worker_id).fetch.remote(list(requests), timeout_s)
-            except (ValueError, ray.exceptions.RayError) as error:
-                answers[worker_id] = WorkerLost(f"worker {worker_id[:8]} is gone: {error}")
-        for worker_id, ref in under_way.items():
-            try:
-                answers[worker_id] = self._receive(worker_id, ref, timeout_s)
-            except WorkerLost as lost:
-                answers[worker_id] = lost
-        for worker_id, (number, found) in self._ranges.receive(sent).items():
+                deadline = time.monotonic() + timeout_s
+                return ThreadCall(
+                    self._callers.submit(lambda: self._receive_bytes(worker_id, requests, sent, deadline))
+                )
+        try:
+            return self._begin_remote(worker_id, requests, timeout_s)
+        except WorkerLost as lost:
+            return Ended(lost)
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        """See WorkerPool."""
+        return self._callers.first(calls, timeout_s)
+
+    def _begin_remote(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> RemoteCall:
+        try:
+            ref = self.handle(worker_id).fetch.remote(list(requests), timeout_s)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise WorkerLost(f"worker {worker_id[:8]} is gone: {error}") from error
+        return RemoteCall(ref, lambda ref: self._receive(worker_id, ref, timeout_s), timeout_s + 1)
+
+    def _receive_bytes(
+        self, worker_id: str, requests: Sequence[Fetch], sent: Mapping[str, Asked], deadline: float
+    ) -> Sequence[Fetched]:
+        """The answers of a call by Flight. What does not come that way is asked of Ray, which knows whether the worker
+        lives. Raises WorkerLost."""
+        for number, found in self._ranges.receive(sent).values():
             self._note(number, worker_id)
-            answers[worker_id] = found
-        # What did not come that way is asked of Ray, which knows whether the worker lives.
-        again = {worker_id: calls[worker_id] for worker_id in sent if worker_id not in answers}
-        return {**answers, **self.fetch(again, max(0.1, deadline - time.monotonic()))} if again else answers
+            return found
+        return self._begin_remote(worker_id, requests, max(0.1, deadline - time.monotonic())).answers()
 
     def _note(self, number: int, worker_id: str) -> None:
         if number > self._view.number:
@@ -286,7 +296,6 @@ class RemotePool:
 
     def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> list[Fetched]:
         what = f"worker {worker_id[:8]}"
-        # The worker gives up at timeout_s and says why; only one that is stuck or dead needs the extra second.
         number, wire = get(ref, timeout_s + 1, what)
         self._note(number, worker_id)
         refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}

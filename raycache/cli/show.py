@@ -79,6 +79,13 @@ def stat(out: Console, uri: str, about: Stat) -> None:
         out.print(Text(f"{name:>9}  {value}"), soft_wrap=True)
 
 
+def _warnings(out: Console, about: dict[str, Any]) -> None:
+    if hedged := about["totals"].get("hedged"):
+        out.print(Text(f"{hedged:,} read(s) went to a second worker because the first was slow", "yellow"))
+    if about["rebuilt"]:
+        out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
+
+
 def status(out: Console, about: dict[str, Any]) -> None:
     """The whole cache."""
     out.print(f"Ray {about['address']}, namespace {about['namespace']}, state in {about['state_dir']}", markup=False)
@@ -99,8 +106,7 @@ def status(out: Console, about: dict[str, Any]) -> None:
     out.print(table)
     _nodes(out, about["workers"], about["drained"])
     _tiers(out, about["workers"])
-    if about["rebuilt"]:
-        out.print(Text(f"{about['rebuilt']} damaged listing(s) made anew since the master started", "yellow"))
+    _warnings(out, about)
     if about["backup"]["to"]:
         out.print(_backup(about["backup"]), soft_wrap=True)
     if about["datasets"]:

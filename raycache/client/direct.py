@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from raycache.client.protocols import MasterApi
+from raycache.client.protocols import Call, Ended, MasterApi
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
 from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetched, Worker
-from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, WorkerLost
+from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
 from raycache.ufs.base import UnderFileSystem
 
 _log = logging.getLogger(__name__)
@@ -193,11 +193,13 @@ class SourcePool:
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is fetched ahead where nothing is kept."""
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool. The adapter's own deadline is the limit."""
-        return {worker_id: [self._read(request) for request in requests] for worker_id, requests in calls.items()}
+        return Ended([self._read(request) for request in requests])
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        """See WorkerPool."""
+        return calls
 
     def _read(self, request: Fetch) -> Fetched:
         self.reads += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
@@ -126,6 +127,27 @@ class KeepingPool(Protocol):
         ...
 
 
+class Call(Protocol):
+    """A call to a worker that is under way."""
+
+    def answers(self) -> Sequence[Fetched]:
+        """When it has ended: the answers, in the order of the requests. Raises WorkerLost."""
+        ...
+
+
+@dataclass(eq=False)
+class Ended:
+    """A Call that ended as it was made, for pools whose workers answer in the caller's thread."""
+
+    found: Sequence[Fetched] | WorkerLost
+
+    def answers(self) -> Sequence[Fetched]:
+        """See Call."""
+        if isinstance(self.found, WorkerLost):
+            raise self.found
+        return self.found
+
+
 class WorkerPool(Protocol):
     """All workers, seen as one thing to fetch from."""
 
@@ -141,8 +163,10 @@ class WorkerPool(Protocol):
         """Tell workers, by packed plan, of blocks that are likely to be wanted soon. Waits for nothing."""
         ...
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
-        """One call to each worker id, side by side; answers in the order of the requests."""
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
+        """Call a worker, which gives up after ``timeout_s``. Does not wait where it can be helped."""
+        ...
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        """Wait until one of several calls has ended, or for so long; those that have ended."""
         ...

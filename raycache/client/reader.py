@@ -1,7 +1,7 @@
 """Bytes of rows: from views held here, from block files of this node, else from the workers that own the blocks.
 
-Responsible for: choosing whom to ask, one call per owner for a batch, holding views of blocks, going on when a worker
-dies. Not responsible for: filling blocks (``store``), or how a call travels (``actors``).
+Responsible for: holding views of blocks, batches, what is asked for ahead. Not responsible for: whom to ask and what to
+do when that one is gone or slow (``asking``), filling blocks (``store``), or how a call travels (``actors``).
 
 A view is a block mapped from the node's plasma store: as long as it is held, a read is a slice of memory. Views are
 kept least recently used within a byte bound. A block of another node is read by ranges, and pulled whole when it is
@@ -13,38 +13,20 @@ Threading: safe.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
+from raycache.client.asking import Asker, Want
 from raycache.client.blockfiles import BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
-from raycache.client.sweeps import Sweeps
 from raycache.core.manifest import Manifest
-from raycache.core.placement import choose, rank
+from raycache.core.placement import rank
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Buffer, Failed, Fetch, Filed, Sealed, Worker
-from raycache.errors import RaycacheError, Unavailable, WorkerLost
+from raycache.core.values import Buffer, Failed, Filed, Sealed
 
 CALL_REQUESTS = 256
 """Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
 CALL_BYTES = 64 * 2**20
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-"""Pauses before asking anew when no worker answered; the first time there is none, as the master may know better."""
-REFRESH_S = 2.0
-PLANS_HELD = 256
-"""Packed plans of blocks not yet held, 10-30 KB each, a third of a megabyte where files are tiny."""
-
-
-class Want(NamedTuple):
-    """A range of one block that a read needs."""
-
-    manifest: Manifest
-    row: int
-    block: int
-    block_id: bytes
-    offset: int
-    length: int
 
 
 class Views:
@@ -123,15 +105,10 @@ class Reader:
         self.files = files or BlockFiles(scheduler=scheduler)
         self._timeout_s = timeout_s
         self._scheduler = scheduler
+        self.asker = Asker(pool, self.files, view_bytes, timeout_s, scheduler)
         self.views = Views(view_bytes, scheduler)
         self._lock = scheduler.lock()
         self._ahead = ReadAhead()
-        self._renewed = scheduler.condition(self._lock)
-        self._renewing = False
-        self._renewed_at = 0.0
-        self._renewal_error: RaycacheError | None = None
-        self._sweeps = Sweeps(view_bytes)
-        self._plans: OrderedDict[bytes, bytes] = OrderedDict()
 
     def held(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer | None:
         """The bytes if views held here have them all, else None. Never waits."""
@@ -204,96 +181,18 @@ class Reader:
             self._pool.hint(calls)
 
     def _fetch(self, wants: list[Want], through: set[Want], found: dict[Want, Buffer]) -> None:
-        """Ask until all are answered: owners first, then second choices, then what the master has replaced.
-
-        ``through``: wants that a worker is to answer with bytes, not with the name of a file.
-        """
+        """Have all answered by workers. ``through``: wants to answer with bytes, not with the name of a file."""
         deadline = self._scheduler.monotonic() + self._timeout_s
-        pauses = _pauses()
-        lost: set[str] = set()
         while wants:
-            workers = [worker for worker in self._pool.workers() if worker.worker_id not in lost]
-            if workers:
-                known = len(lost)
-                wants = self._ask(wants, workers, deadline, lost, through, found)
-                if len(lost) > known:
-                    self._renew(REFRESH_S, wait_s=0)
-                continue
-            pause_s = next(pauses)
-            if self._scheduler.monotonic() + pause_s >= deadline:
-                source = wants[0].manifest.directory.source
-                raise Unavailable(
-                    f"{source}: no worker answered within {self._timeout_s:g} s; see `raycache status`"
-                ) from self._renewal_error
-            if pause_s:
-                self._scheduler.sleep(pause_s)
-            self._renew(0, wait_s=deadline - self._scheduler.monotonic())
-            lost.clear()
-
-    def _renew(self, age_s: float, wait_s: float) -> None:
-        """Have the master asked who there is by now, if its last answer is older than ``age_s``: not at every loss of a
-        burst. Beside the reads, which do not end with a master that is away; waits up to ``wait_s`` for the answer."""
-        with self._lock:
-            if not self._renewing and self._scheduler.monotonic() - self._renewed_at >= age_s:
-                self._renewing = True
-                self._scheduler.spawn(self._ask_master, "workers")
-            if wait_s > 0:
-                self._renewed.wait_for(lambda: not self._renewing, wait_s)
-
-    def _ask_master(self) -> None:
-        error: RaycacheError | None = None
-        try:
-            self._pool.workers(refresh=True)
-        except RaycacheError as known:
-            error = known
-        finally:
-            with self._lock:
-                self._renewing, self._renewal_error, self._renewed_at = False, error, self._scheduler.monotonic()
-                self._renewed.notify_all()
-
-    def _ask(
-        self,
-        wants: list[Want],
-        workers: list[Worker],
-        deadline: float,
-        lost: set[str],
-        through: set[Want],
-        found: dict[Want, Buffer],
-    ) -> list[Want]:
-        """One round: returns what is still unanswered because its worker was lost, or its file could not be read."""
-        calls: dict[str, list[tuple[Want, Fetch]]] = {}
-        for want in wants:
-            owner = choose(want.block_id, workers, self._pool.replicas(want.manifest.directory.dataset))
-            calls.setdefault(owner.worker_id, []).append((want, self._request(want, owner, want in through)))
-        timeout_s = max(0.1, deadline - self._scheduler.monotonic())
-        answers = self._pool.fetch(
-            {worker: [fetch for _, fetch in asked] for worker, asked in calls.items()}, timeout_s
-        )
-        unanswered: list[Want] = []
-        filed: list[Want] = []
-        for worker_id, asked in calls.items():
-            answer = answers[worker_id]
-            if isinstance(answer, WorkerLost):
-                lost.add(worker_id)
-                unanswered.extend(want for want, _ in asked)
-                continue
-            for (want, _), fetched in zip(asked, answer, strict=True):
+            filed: list[Want] = []
+            for want, (worker_id, fetched) in self.asker.ask(wants, through, deadline).items():
                 if isinstance(fetched, Filed):
                     self.files.learn(worker_id, want.block_id, fetched)
                     filed.append(want)
                 else:
                     found[want] = self._take(want, fetched, worker_id)
-        left, _ = self._read_files(filed, found)
-        through.update(left)
-        return unanswered + left
-
-    def _request(self, want: Want, owner: Worker, through: bool) -> Fetch:
-        whole = owner.local
-        if not whole:
-            with self._lock:
-                whole = self._sweeps.touch(want.block_id, want.length, want.manifest.block_size(want.block))
-        named = owner.local and not through and self.files.usable(owner.worker_id)
-        return Fetch(want.block_id, self._plan(want), want.offset, want.length, whole, named)
+            wants, _ = self._read_files(filed, found)
+            through.update(wants)
 
     def _take(self, want: Want, fetched: Sealed | Buffer | Failed, worker_id: str) -> Buffer:
         if isinstance(fetched, Failed):
@@ -301,29 +200,8 @@ class Reader:
         if not isinstance(fetched, Sealed):
             return fetched
         self.views.hold(want.block_id, fetched, worker_id)
-        with self._lock:
-            self._plans.pop(want.block_id, None)
+        self.asker.has_view(want.block_id)
         return fetched.view[want.offset : want.offset + want.length]
-
-    def _plan(self, want: Want) -> bytes:
-        """Packed plan of a block that is being filled: made once, sent with each read until a view is held."""
-        with self._lock:
-            packed = self._plans.get(want.block_id)
-        if packed is None:
-            packed = want.manifest.plan(want.block).pack()
-            with self._lock:
-                self._plans[want.block_id] = packed
-                if len(self._plans) > PLANS_HELD:
-                    self._plans.popitem(last=False)
-        return packed
-
-
-def _pauses() -> Iterator[float]:
-    yield 0.0
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _wants(manifest: Manifest, row: int, offset: int, length: int) -> Iterable[Want]:

@@ -121,6 +121,8 @@ class Fetch:
     """The client can map the block or wants all of it; else only the range is sent."""
     named: bool = False
     """The client may be able to open the worker's block files: it can be told which one instead of being sent bytes."""
+    hedged: bool = False
+    """Asked as the block's owner is slow: the answer comes from here or from the source, and nothing is kept for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ class BlockStore:
         deadline = self._scheduler.monotonic() + timeout_s
         with self._lock:
             self._counters.reads += len(requests)
+            self._counters.hedged += sum(request.hedged for request in requests)
             begun = [self._begin(request, direct) for request in requests]
         return [self._finish(request, step, deadline, direct) for request, step in zip(requests, begun, strict=True)]
 
@@ -233,14 +234,14 @@ class BlockStore:
             flight = self._flights[request.block_id] = Flight(BlockPlan.unpack(request.packed_plan))
         elif not flight.is_planned:
             flight.adopt(BlockPlan.unpack(request.packed_plan))
-        flight.direct = flight.direct or direct
+        flight.direct = flight.direct or direct or request.hedged
         self._flights.move_to_end(request.block_id)
         numbers = flight.covering(request.offset, request.length)
         touched = flight.touched
         for number in numbers:
             flight.forget_failure(number)
         new = [number for number in numbers if flight.is_new(number)]
-        if new and not flight.filling and self._peers.has_offer(request.block_id):
+        if new and not flight.filling and not request.hedged and self._peers.has_offer(request.block_id):
             self._fill(flight)
         for number in new:
             flight.queue(number)
@@ -252,7 +253,7 @@ class BlockStore:
             self._counters.misses += 1
             self._missed[flight.plan.dataset] = self._missed.get(flight.plan.dataset, 0) + 1
         sweep = (touched and bool(new)) or len(numbers) * 2 > len(flight.plan.parts) or flight.is_complete
-        if sweep and not flight.filling and not self._fill(flight):
+        if sweep and not request.hedged and not flight.filling and not self._fill(flight):
             self._counters.read_through += 1
         if new:
             self._work.notify(len(new))

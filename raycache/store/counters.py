@@ -12,6 +12,8 @@ class Counters:
     reads: int = 0
     hits: int = 0
     misses: int = 0
+    hedged: int = 0
+    """Of the reads, those asked for here because the block's owner was slow."""
     read_through: int = 0
     """Misses on a block that did not fit into the quota."""
     ufs_requests: int = 0

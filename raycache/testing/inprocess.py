@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 from raycache.client.blockfiles import BlockFiles
 from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, sum_freed
 from raycache.client.namespace import Namespace
+from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
@@ -29,6 +32,10 @@ from raycache.store.directory import Directory
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import Sources
+
+CALLS_MAX = 64
+"""Calls to workers under way in an InProcessPool."""
+SLOW_MAX_S = 60.0
 
 
 class PlainMemory:
@@ -145,6 +152,17 @@ class InProcessMaster:
         return self._view()
 
 
+@dataclass(eq=False)
+class _FutureCall:
+    """A Call in a thread."""
+
+    future: Future[list[Fetched]]
+
+    def answers(self) -> Sequence[Fetched]:
+        """See Call."""
+        return self.future.result()
+
+
 class InProcessPool:
     """A WorkerPool over block stores; counts its calls. A lost worker is replaced by an empty one when asked anew."""
 
@@ -154,6 +172,9 @@ class InProcessPool:
         self._lock = threading.Lock()
         self._names = [f"worker-{number}" for number in range(workers)]
         self.stores: dict[str, BlockStore] = {name: make() for name in self._names}
+        self.slow: dict[str, threading.Event] = {}
+        """Workers that answer when their event is set, or after SLOW_MAX_S."""
+        self._callers = ThreadPoolExecutor(CALLS_MAX, "call")
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """See WorkerPool."""
@@ -180,19 +201,27 @@ class InProcessPool:
             if name in self.stores:
                 self.stores[name].hint(plans)
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
-        found: dict[str, Sequence[Fetched] | WorkerLost] = {}
-        for name, requests in calls.items():
-            self.calls += 1
-            store = self.stores.get(name)
-            if store is None:
-                found[name] = WorkerLost(f"{name} is gone")
-                continue
-            found[name] = [fetched(answer) for answer in store.fetch(requests, timeout_s)]
-        return found
+        self.calls += 1
+        store, gate = self.stores.get(worker_id), self.slow.get(worker_id)
+        if store is None:
+            return Ended(WorkerLost(f"{worker_id} is gone"))
+
+        def fetch() -> list[Fetched]:
+            if gate is not None:
+                gate.wait(SLOW_MAX_S)
+            return [fetched(answer) for answer in store.fetch(requests, timeout_s)]
+
+        return _FutureCall(self._callers.submit(fetch))
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        """See WorkerPool."""
+        futures = {call.future: call for call in calls if isinstance(call, _FutureCall)}
+        if len(futures) < len(calls):
+            return [call for call in calls if isinstance(call, Ended)]
+        done, _ = wait(futures, timeout_s, FIRST_COMPLETED)
+        return [futures[future] for future in done]
 
     def load(self, calls: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[str] | WorkerLost]:
         """See KeepingPool."""
@@ -208,7 +237,10 @@ class InProcessPool:
         return sum_freed([store.tiers.free(dataset, path, blocks) for store in self.stores.values()])
 
     def close(self) -> None:
-        """Stop all stores."""
+        """Stop all stores, and let the slow ones answer."""
+        for gate in self.slow.values():
+            gate.set()
+        self._callers.shutdown(wait=False)
         for store in self.stores.values():
             store.stop()
 

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from raycache.client.namespace import Namespace
+from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.core import paths
 from raycache.core.listing import append, build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.membership import View
 from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Worker
-from raycache.errors import NotFound, SourceUnavailable, WorkerLost
+from raycache.errors import NotFound, SourceUnavailable
 from raycache.fuse import wire
 from raycache.fuse.kernel import KernelSession
 from raycache.fuse.misses import Limits
@@ -144,10 +145,11 @@ class TreePool:
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is made ahead, so that a test knows what a read has to wait for."""
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
-        return {worker: [self._fetch(each) for each in asked] for worker, asked in calls.items()}
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
+        return Ended([self._fetch(each) for each in requests])
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        return calls
 
     def _fetch(self, fetch: Fetch) -> Fetched:
         if self._options.fail:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.core.listing import LISTING_SCHEMA, build
 from raycache.core.manifest import Directory, Manifest
@@ -49,16 +50,16 @@ class Pool:
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         pass
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
-        self.asked += calls
-        return {
-            name: WorkerLost("gone")
-            if name in self.lost
-            else [b"0123456789"[f.offset : f.offset + f.length] for f in asked]
-            for name, asked in calls.items()
-        }
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
+        self.asked.append(worker_id)
+        return Ended(WorkerLost("gone") if worker_id in self.lost else served(requests))
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        return calls
+
+
+def served(requests: Sequence[Fetch]) -> list[Fetched]:
+    return [b"0123456789"[request.offset : request.offset + request.length] for request in requests]
 
 
 def test_a_read_goes_on_with_the_second_worker_though_the_master_is_away_too() -> None:

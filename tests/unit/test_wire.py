@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from raycache import errors
 from raycache.client.namespace import Namespace
+from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.core.listing import LISTING_SCHEMA, build, prepare_listing
 from raycache.core.manifest import Directory, Manifest
-from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Worker
-from raycache.errors import NotFound, WorkerLost
+from raycache.core.values import BlockPlan, Dataset, Fetch, Sealed, Worker
+from raycache.errors import NotFound
 from raycache.fuse import dirents, wire
 from raycache.fuse.errno import errno_of
 from raycache.fuse.kernel import KernelSession
@@ -318,13 +319,11 @@ class OneDirectory:
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """Nothing is made ahead."""
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
-        return {
-            worker: [self._make(BlockPlan.unpack(each.packed_plan)) for each in asked]
-            for worker, asked in calls.items()
-        }
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
+        return Ended([self._make(BlockPlan.unpack(each.packed_plan)) for each in requests])
+
+    def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
+        return calls
 
     def _make(self, plan: BlockPlan) -> Sealed:
         return Sealed(memoryview(b"".join(self._files[part.path.encode()] for part in plan.parts)))

@@ -18,7 +18,7 @@ from raycache.testing.simulation.source import SimulatedSource, content
 THREADS = 2
 UNDISTURBED_S = 1.0
 """What a read may take when nothing is wrong: a wakeup that is lost, and made up for by a deadline, takes longer."""
-SLACK_S = 8.0
+SLACK_S = 3.0
 """What a read may take beyond its deadline: the second that a call has for its way back, and a last pause."""
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from raycache.client.patience import ask_until_there
+from raycache.client.protocols import Call
 from raycache.config import Eviction
 from raycache.core.listing import build, prepare_listing
 from raycache.core.manifest import Directory as About
 from raycache.core.manifest import Manifest
 from raycache.core.values import Fetch, Fetched, Worker
-from raycache.errors import Unavailable, WorkerLost
+from raycache.errors import Unavailable
 from raycache.meta.versions import next_version
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import BlockStore
@@ -29,7 +30,7 @@ from raycache.store.tiers import Tiers
 from raycache.testing.inprocess import fetched
 from raycache.testing.simulation.disk import Disk, SimulatedFiles
 from raycache.testing.simulation.machinery import Process, Simulation
-from raycache.testing.simulation.network import Network, first
+from raycache.testing.simulation.network import Network, Reply, first
 from raycache.testing.simulation.source import Origin, SimulatedSource
 
 MASTER_CALL_S = 5.0
@@ -234,32 +235,20 @@ class SimulatedPool:
         for worker_id, plans in calls.items():
             self._begin(worker_id, lambda worker, plans=plans: worker.opened().hint(plans), "hint")
 
-    def fetch(
-        self, calls: Mapping[str, Sequence[Fetch]], timeout_s: float
-    ) -> Mapping[str, Sequence[Fetched] | WorkerLost]:
+    def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
 
-        def ask(worker: RunningWorker, requests: Sequence[Fetch]) -> list[Fetched]:
+        def ask(worker: RunningWorker) -> list[Fetched]:
             return [fetched(answer) for answer in worker.opened().fetch(requests, timeout_s)]
 
-        under_way = {
-            worker_id: self._begin(worker_id, lambda worker, requests=requests: ask(worker, requests), "fetch")
-            for worker_id, requests in calls.items()
-        }
-        answers: dict[str, Sequence[Fetched] | WorkerLost] = {}
-        deadline = self._process.monotonic() + timeout_s + 1
-        for worker_id, reply in under_way.items():
-            try:
-                answers[worker_id] = (
-                    reply.result()
-                    if first(self._process, [reply], deadline - self._process.monotonic())
-                    else WorkerLost(f"{worker_id} is silent")
-                )
-            except WorkerLost as lost:
-                answers[worker_id] = lost
-        return answers
+        return self._begin(worker_id, ask, "fetch")
 
-    def _begin(self, worker_id: str, run: Any, what: str) -> Any:
+    def wait(self, calls: Sequence[Any], timeout_s: float) -> Sequence[Call]:
+        """See WorkerPool."""
+        first(self._process, calls, timeout_s)
+        return [reply for reply in calls if reply.done]
+
+    def _begin(self, worker_id: str, run: Any, what: str) -> Reply:
         node = self._cluster.nodes.get(worker_id)
         worker = node.worker if node is not None else None
         process = worker.process if worker is not None else None

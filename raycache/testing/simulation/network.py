@@ -25,7 +25,7 @@ class Reply:
         self._error: BaseException | None = None
         self._waiters: list[Task] = []
 
-    def result(self) -> Any:
+    def answers(self) -> Any:
         """The answer that came. Raises what the callee raised, or WorkerLost."""
         assert self.done
         if self._error is not None:
@@ -120,7 +120,7 @@ class Network:
         reply = self.begin(caller, callee, run, what)
         if first(caller[1], [reply], timeout_s) is None:
             raise WorkerLost(f"{what}: {callee[0]} did not answer within {timeout_s:g} s")
-        return reply.result()
+        return reply.answers()
 
     def _send(self, pair: frozenset[str], arrive: Callable[[], None], lost: Callable[[], None]) -> None:
         random = self._simulation.random
