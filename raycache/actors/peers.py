@@ -40,12 +40,12 @@ class RemotePeers:
         """See PeerCalls."""
         return self._call(taker, "take", timeout_s, giver, block, timeout_s)  # type: ignore[no-any-return]
 
-    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer:
+    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer | None:
         """See PeerCalls."""
         answer = self._call(owner, "read_for", timeout_s, request, timeout_s)
         if isinstance(answer, Failed):
             raise answer.error
-        return memoryview(answer).cast("B")
+        return None if answer is None else memoryview(answer).cast("B")
 
     def _call(self, worker: Worker, method: str, timeout_s: float, *args: Any) -> Any:
         try:

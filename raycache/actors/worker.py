@@ -82,9 +82,10 @@ class WorkerActor:
         """See BlockStore.hint."""
         self._store.hint(packed_plans)
 
-    def read_for(self, request: Fetch, timeout_s: float) -> WireAnswer:
-        """A range for another worker."""
-        return _to_wire(self._store.fetch([request], timeout_s, direct=True)[0])
+    def read_for(self, request: Fetch, timeout_s: float) -> WireAnswer | None:
+        """See Mover.read_for."""
+        answer = self._mover.read_for(request, timeout_s)
+        return None if answer is None else _to_wire(answer)
 
     @ray.method(concurrency_group="control")
     def load(self, packed_plans: Sequence[bytes]) -> list[str]:

@@ -19,7 +19,7 @@ from raycache.client.hedging import Hedging
 from raycache.client.protocols import Call, WorkerPool
 from raycache.client.sweeps import Sweeps
 from raycache.core.manifest import Manifest
-from raycache.core.placement import choose
+from raycache.core.placement import preference
 from raycache.core.scheduling import Scheduler
 from raycache.core.values import Failed, Fetch, Fetched, Worker
 from raycache.errors import RaycacheError, Unavailable, WorkerLost
@@ -135,16 +135,16 @@ class Asker:
 
     def plan_calls(self, wants: Sequence[Want], avoid: set[str]) -> dict[tuple[Worker, bool], list[Want]]:
         """Which worker to ask for which wants, and whether in the place of one that is slow. Empty: there is none."""
-        workers = [worker for worker in self.pool.workers() if worker.worker_id not in avoid]
-        now = self.clock()
+        workers, now = self.pool.workers(), self.clock()
         with self._lock:
-            quick = [worker for worker in workers if not self.hedging.is_gone_round(worker.worker_id, now)]
+            slow = {each.worker_id for each in workers if self.hedging.is_gone_round(each.worker_id, now)}
         calls: dict[tuple[Worker, bool], list[Want]] = {}
-        for want in wants if workers else ():
-            copies = self.pool.replicas(want.manifest.directory.dataset)
-            owner = choose(want.block_id, workers, copies)
-            asked = owner if owner in quick or not quick else choose(want.block_id, quick, copies)
-            calls.setdefault((asked, asked is not owner), []).append(want)
+        for want in wants:
+            order = preference(want.block_id, workers, self.pool.replicas(want.manifest.directory.dataset))
+            there = [worker for worker in order if worker.worker_id not in avoid]
+            if there:
+                asked = next((worker for worker in there if worker.worker_id not in slow), there[0])
+                calls.setdefault((asked, asked is not there[0]), []).append(want)
         return calls
 
     def renew(self, age_s: float, wait_s: float) -> None:

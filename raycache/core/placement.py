@@ -25,10 +25,13 @@ def owners(block_id: bytes, workers: Sequence[Worker], replicas: int) -> list[Wo
     return [worker for worker in rank(block_id, workers)[:replicas] if not worker.draining]
 
 
-def choose(block_id: bytes, workers: Sequence[Worker], replicas: int) -> Worker:
-    """The worker to read a block from: an owner on the reader's node, else the first."""
+def preference(block_id: bytes, workers: Sequence[Worker], replicas: int) -> list[Worker]:
+    """Workers in the order in which to read a block from them: its owners, one on the reader's node first; the rest."""
     ranked = rank(block_id, workers)
-    return next((worker for worker in ranked[:replicas] if worker.local and not worker.draining), ranked[0])
+    if replicas == 1:
+        return ranked
+    having = [worker for worker in ranked[:replicas] if not worker.draining]
+    return sorted(having, key=lambda worker: not worker.local) + [worker for worker in ranked if worker not in having]
 
 
 def _score(block_id: bytes, worker: Worker) -> float:

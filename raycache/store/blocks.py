@@ -37,10 +37,8 @@ PROBE_BYTES = 64 * 2**20
 PROBES_MAX = 1024
 HOLE_S = 5.0
 """How long a file that was gone is taken for gone without asking the source again."""
-PULLERS = 4
-"""Threads that fetch whole blocks from other workers."""
-SEALERS = 4
-"""Threads that put filled blocks away: a disk that syncs is kept busy by a few."""
+PULLERS, SEALERS = 4, 4
+"""Threads that fetch whole blocks from others, and that put them away: a disk that syncs is kept busy by a few."""
 
 
 Answer = Kept | Filed | Buffer | Failed
@@ -139,20 +137,18 @@ class BlockStore:
         """Take a block over from another worker, and return whether it is here; False too when no tier has room."""
         deadline = self._scheduler.monotonic() + timeout_s
         block_id = block.block_id
+        plan = BlockPlan(block_id, block.dataset, block.size_bytes, (), block.directory)
         self._peers.offered(giver, [block_id])
+        tried = False
         with self._lock:
             while not self.tiers.has(block_id):
-                flight = self._flights.get(block_id)
-                if flight is None or not flight.filling:
-                    if not self._peers.has_offer(block_id):
-                        return False  # the giver could not give it after all
-                    if flight is None:
-                        flight = self._flights[block_id] = Flight(
-                            BlockPlan(block_id, block.dataset, block.size_bytes, (), block.directory)
-                        )
-                    if not self._fill(flight):
+                flight = self._flights.setdefault(block_id, Flight(plan))
+                if not flight.filling:
+                    # The giver could not give it after all, or it cannot be kept, or there is no room.
+                    if tried or not self._peers.has_offer(block_id) or not self._fill(flight):
                         self._forget_unplanned(flight)
                         return False
+                    tried = flight.filling
                 left_s = deadline - self._scheduler.monotonic()
                 if left_s <= 0 or self._stopping:
                     return False
@@ -290,7 +286,7 @@ class BlockStore:
             return True  # the next touch tries again
         plan = flight.plan
         mine = self._peers.owns(plan.block_id, plan.dataset)
-        pull = self._peers.has_offer(plan.block_id) and not flight.is_complete
+        pull = self._peers.has_offer(plan.block_id) and not flight.can_be_kept
         nothing_to_ask = pull or flight.direct or (mine and flight.is_complete)
         if not nothing_to_ask and self._peers.first(plan.block_id) is not None:
             return True  # it is read through its first owner, who hands it over when it has it
@@ -356,7 +352,9 @@ class BlockStore:
         if block is not None and len(block) == flight.plan.size_bytes:
             self._counters.peer_blocks += 1
             self._counters.peer_bytes += len(block)
+            before = flight.fetched_bytes
             flight.arrived_whole(block)
+            self._probe_bytes += 0 if flight.filling else flight.fetched_bytes - before
             self._start_seal(flight)
         else:
             self._counters.peer_failures += 1
@@ -366,6 +364,7 @@ class BlockStore:
                     self._queue.demand(flight, number)
                 self._queue.fill(flight)
                 self._work.notify_all()
+                self._start_seal(flight)  # where all parts had come, and some as errors
             else:
                 self._give_up(flight)
                 self._forget_unplanned(flight)
@@ -375,6 +374,7 @@ class BlockStore:
         """A block that was to be taken over and did not come; a reader would have brought its plan."""
         if not flight.is_planned and self._flights.get(flight.plan.block_id) is flight:
             del self._flights[flight.plan.block_id]
+            self._probe_bytes -= flight.fetched_bytes
 
     def _start_seal(self, flight: Flight) -> None:
         if flight.filling and not flight.sealing and flight.is_complete:
@@ -416,12 +416,11 @@ class BlockStore:
             self._queue.done(job, elsewhere=through)
             self._counters.ufs_requests += not through
             if error is None:
-                if through:
-                    self._counters.peer_bytes += part.length
-                else:
-                    self._counters.ufs_bytes += part.length
-                self._probe_bytes += 0 if flight.filling else part.length
-                flight.arrived(number, data)
+                self._counters.peer_bytes += part.length if through else 0
+                self._counters.ufs_bytes += 0 if through else part.length
+                before = flight.fetched_bytes
+                flight.arrived(number, data)  # adds nothing where the block has come whole meanwhile
+                self._probe_bytes += 0 if flight.filling else flight.fetched_bytes - before
             else:
                 self._counters.ufs_errors += 1
                 self._counters.changed += isinstance(error, Changed)
@@ -431,7 +430,7 @@ class BlockStore:
                 return
             if flight.is_complete:
                 self._start_seal(flight)
-            elif error is not None and not isinstance(error, Changed) and not flight.is_whole:
+            elif error is not None and not isinstance(error, Changed) and not (flight.is_whole or flight.pulling):
                 self._give_up(flight)
 
     def _give_up(self, flight: Flight) -> None:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 
 from raycache.core.membership import Report, View
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.values import Worker
+from raycache.core.values import Fetch, Worker
 from raycache.errors import RaycacheError, WorkerLost
-from raycache.store.blocks import BlockStore
+from raycache.store.blocks import Answer, BlockStore
 from raycache.store.peers import About, Peers
 from raycache.store.tiers import Tiers
 
@@ -126,6 +126,13 @@ class Mover:
         lacking = [not self._tiers.has(block_id) for block_id in block_ids]
         self._peers.offered(giver, (block_id for block_id, lacks in zip(block_ids, lacking, strict=True) if lacks))
         return lacking
+
+    def read_for(self, request: Fetch, timeout_s: float) -> Answer | None:
+        """A read for another worker; None when the block is neither here nor this worker's to fetch: to read it through
+        a third one could lead back to who asks, and both would wait for each other."""
+        if not self._tiers.has(request.block_id) and self._peers.first(request.block_id) is not None:
+            return None
+        return self._store.fetch([request], timeout_s, direct=True)[0]
 
     def _tell(self, blocks: Iterable[tuple[bytes, str | None]]) -> None:
         """Offer blocks to their owners, and note which have to be moved at once."""

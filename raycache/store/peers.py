@@ -55,8 +55,8 @@ class PeerCalls(Protocol):
         """Have a block taken over now; False when there is no room for it."""
         ...
 
-    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer:
-        """A range, through another worker. Raises what the read raises there."""
+    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer | None:
+        """A range, through another worker; None when it has not got it. Raises what the read raises there."""
         ...
 
 
@@ -75,7 +75,7 @@ class NoPeers:
         """See PeerCalls."""
         raise WorkerLost(f"worker {taker.worker_id} cannot be reached")
 
-    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer:
+    def read(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer | None:
         """See PeerCalls."""
         raise WorkerLost(f"worker {owner.worker_id} cannot be reached")
 
@@ -161,12 +161,16 @@ class Peers:
         return None
 
     def read(self, owner: Worker, request: Fetch) -> Buffer | None:
-        """A range through another worker; None when it is gone. Raises what the read raises there."""
+        """A range through another worker; None when it is gone, or has lost a block that it offered. Raises what the
+        read raises there."""
         try:
-            return self.calls.read(owner, request, PEER_S)
+            data = self.calls.read(owner, request, PEER_S)
         except WorkerLost:
             self.lost(owner.worker_id)
             return None
+        if data is None:
+            self.forget(request.block_id)
+        return data
 
     def lost(self, worker_id: str) -> None:
         """A worker did not answer: it is not asked again for a while."""

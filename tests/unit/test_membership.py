@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycache.core.membership import SILENT_S, Membership, Node, Report, View
-from raycache.core.placement import choose, owners, rank
+from raycache.core.placement import owners, preference, rank
 from raycache.core.values import Worker
 
 GIB = 2**30
@@ -157,5 +157,5 @@ def test_a_copy_on_the_readers_node_is_read_else_the_first(replicas: int) -> Non
         ranked = rank(block, workers)
         for place, worker in enumerate(ranked):
             here = [replace(each, local=each == worker) for each in workers]
-            chosen = choose(block, here, replicas)
+            chosen = preference(block, here, replicas)[0]
             assert chosen.worker_id == (worker if place < replicas else ranked[0]).worker_id

@@ -7,8 +7,10 @@ model test of its own (tests/model), and to open one takes longer than a whole r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,26 @@ from raycache.config import Eviction
 from raycache.core.listing import build, prepare_listing
 from raycache.core.manifest import Directory as About
 from raycache.core.manifest import Manifest
+from raycache.core.membership import View
 from raycache.core.values import Fetch, Fetched, Worker
-from raycache.errors import Unavailable
+from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.versions import next_version
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import BlockStore
 from raycache.store.directory import Directory
+from raycache.store.moving import Mover
+from raycache.store.peers import Peers
 from raycache.store.tiers import Tiers
 from raycache.testing.inprocess import fetched
 from raycache.testing.simulation.disk import Disk, SimulatedFiles
+from raycache.testing.simulation.fleet import Fleet, SimulatedPeers
 from raycache.testing.simulation.machinery import Process, Simulation
 from raycache.testing.simulation.network import Network, Reply, first
 from raycache.testing.simulation.source import Origin, SimulatedSource
 
 MASTER_CALL_S = 5.0
 MASTER_TIMEOUT_S = 10.0
+VIEW_S = 2.0
 DATASET = "data"
 _NO_IDS = np.zeros(0, np.uint64)
 
@@ -51,6 +58,7 @@ class Shape:
     eviction: Eviction
     block_bytes: int
     view_bytes: int
+    replicas: int = 1
     read_timeout_s: float = 10.0
 
 
@@ -77,12 +85,19 @@ class RunningWorker:
     memory: SimulatedMemory
     store: BlockStore | None = None
     tiers: Tiers | None = None
+    mover: Mover | None = None
 
-    def opened(self) -> BlockStore:
+    def store_when_open(self) -> BlockStore:
         """Its store, once it is there."""
-        while self.store is None:
-            self.process.sleep(0.01)
+        self.opened()
+        assert self.store is not None
         return self.store
+
+    def opened(self) -> Mover:
+        """The same of what it tells others."""
+        while self.mover is None:
+            self.process.sleep(0.01)
+        return self.mover
 
 
 @dataclass
@@ -94,7 +109,6 @@ class Node:
     up: bool = True
     lives: int = 0
     worker: RunningWorker | None = None
-    master_calls: int = field(default=0, repr=False)
 
 
 class Cluster:
@@ -112,6 +126,7 @@ class Cluster:
         self.manifest: Manifest | None = None
         self._listed: dict[str, int] = {}
         self._joined = 0
+        self.fleet = Fleet(self, {DATASET: shape.replicas})
 
     def join(self) -> Node:
         """A new node comes up, with its worker."""
@@ -160,29 +175,24 @@ class Cluster:
             directories[0].open()
         running.tiers = Tiers(running.memory, shape.memory_bytes, directories, accounts, process)
         source: Any = SimulatedSource(process, self.origin)
-        running.store = self.make_store(running.tiers, source, process)
-        running.store.start()
-
-    def make_store(self, tiers: Tiers, source: Any, process: Process) -> BlockStore:
-        """A worker's store; tests put broken ones here."""
-        return BlockStore(tiers, source, 3, process)
+        peers = Peers(SimulatedPeers(self, process, node.name), process)
+        store = BlockStore(running.tiers, source, 3, process, peers)
+        mover = Mover(store, running.tiers, peers, None, process.name, scheduler=process)
+        store.start()
+        mover.start()
+        running.store, running.mover = store, mover
 
     def start_master(self) -> None:
         """Start the master, unless there is one. What it has published, it finds again."""
         if self.master is None:
             self.master = Process(self.simulation, "master")
+            self.fleet.lead(self.master)
 
     def kill_master(self) -> None:
         """As kill -9 does."""
         if self.master is not None:
             self.master.kill()
             self.master = None
-
-    def live_workers(self) -> list[Worker]:
-        """What the master says of the workers; it starts the dead ones first."""
-        for node in self.nodes.values():
-            self.start_worker(node)
-        return [Worker(node.name, 1 << 20) for node in self.nodes.values() if node.up]
 
     def list_again(self, source: SimulatedSource) -> Manifest:
         """The newest manifest, after the source was listed. Raises SourceUnavailable."""
@@ -204,7 +214,9 @@ class SimulatedPool:
         self._cluster = cluster
         self._process = process
         self._host = host
-        self._workers: tuple[Worker, ...] = ()
+        self._view = View()
+        self._newer: tuple[int, str] = (0, "")
+        """As in RemotePool."""
 
     def ask_master(self, run: Any, what: str) -> Any:
         """Ask the master until it is there. Raises ClusterUnavailable, and what ``run`` raises."""
@@ -221,25 +233,42 @@ class SimulatedPool:
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """See WorkerPool."""
-        if refresh or not self._workers:
-            found: list[Worker] = self.ask_master(self._cluster.live_workers, "workers")
-            self._workers = tuple(replace(worker, local=worker.worker_id == self._host) for worker in found)
-        return self._workers
+        if refresh or not self._view.workers:
+            self._adopt(self.ask_master(self._cluster.fleet.view, "view"))
+        elif self._newer[0] > self._view.number:
+            self._follow(self._newer[1])
+        return self._view.workers
 
     def replicas(self, dataset: str) -> int:
         """See WorkerPool."""
-        return 1
+        return self._view.copies(dataset)
+
+    def _follow(self, worker_id: str) -> None:
+        self._newer = (0, "")
+        reply = self._begin(worker_id, lambda worker: worker.opened().view, "view")
+        if first(self._process, [reply], VIEW_S) is not None:
+            with suppress(WorkerLost):  # the next answer tells of it again
+                self._adopt(reply.answers())
+
+    def _adopt(self, view: View) -> None:
+        if view.number >= self._view.number:
+            local = (replace(worker, local=worker.node_id == self._host) for worker in view.workers)
+            self._view = replace(view, workers=tuple(local))
 
     def hint(self, calls: Mapping[str, Sequence[bytes]]) -> None:
         """See WorkerPool."""
         for worker_id, plans in calls.items():
-            self._begin(worker_id, lambda worker, plans=plans: worker.opened().hint(plans), "hint")
+            self._begin(worker_id, partial(_hint, plans), "hint")
 
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
 
         def ask(worker: RunningWorker) -> list[Fetched]:
-            return [fetched(answer) for answer in worker.opened().fetch(requests, timeout_s)]
+            answers = [fetched(answer) for answer in worker.store_when_open().fetch(requests, timeout_s)]
+            settled = worker.opened().settled
+            if settled > self._view.number:
+                self._newer = (settled, worker_id)  # it travels with the answers
+            return answers
 
         return self._begin(worker_id, ask, "fetch")
 
@@ -248,10 +277,21 @@ class SimulatedPool:
         first(self._process, calls, timeout_s)
         return [reply for reply in calls if reply.done]
 
-    def _begin(self, worker_id: str, run: Any, what: str) -> Reply:
-        node = self._cluster.nodes.get(worker_id)
+    def _begin(self, worker_id: str, run: Callable[[RunningWorker], Any], what: str) -> Reply:
+        known = self._view.find(worker_id)
+        name = known.node_id if known is not None else worker_id
+        node = self._cluster.nodes.get(name)
         worker = node.worker if node is not None else None
         process = worker.process if worker is not None else None
+
+        def serve() -> Any:
+            assert worker is not None
+            return run(worker)
+
         return self._cluster.network.begin(
-            (self._host, self._process), (worker_id, process), lambda: run(worker), f"{what} from {self._process.name}"
+            (self._host, self._process), (name, process), serve, f"{what} from {self._process.name}"
         )
+
+
+def _hint(plans: Sequence[bytes], worker: RunningWorker) -> None:
+    worker.store_when_open().hint(plans)

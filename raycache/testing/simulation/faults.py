@@ -47,6 +47,7 @@ class Faults:
             "power": self._power,
             "join": self._join,
             "leave": self._leave,
+            "drain": self._drain,
             "cut": self._cut,
             "slow host": self._slow_host,
             "pause": self._pause,
@@ -140,6 +141,13 @@ class Faults:
         if node is None:
             return None
         self._cluster.leave(node)
+        return NOTHING if self._others_answer(node.name) else (Unavailable,)
+
+    def _drain(self, stop_s: float) -> Errors | None:
+        node = self._node(3)
+        if node is None or len(self._cluster.nodes) - len(self._cluster.fleet.leaving) < 2:
+            return None
+        self._cluster.fleet.leaving[node.name] = None
         return NOTHING if self._others_answer(node.name) else (Unavailable,)
 
     def _hosts(self) -> list[str]:
