@@ -97,7 +97,10 @@ class Client:
         """A random range of a random row."""
         manifest = self.manifest
         assert manifest is not None
-        row = self._random.choice(list(manifest.rows()))
+        rows = list(manifest.rows())
+        if not rows:
+            return  # every file is gone
+        row = self._random.choice(rows)
         size = manifest.size(row)
         offset = int(self._random.random() * size) if self._random.random() < 0.3 else 0
         length = size - offset

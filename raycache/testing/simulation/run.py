@@ -15,7 +15,7 @@ from raycache.testing.simulation.faults import AFTERMATH_S, Faults
 from raycache.testing.simulation.machinery import Process, Simulation
 from raycache.testing.simulation.source import Origin
 
-FAULTY_S = 3.0
+FAULTY_S = 2.0
 """For how long things go wrong."""
 CHECK_EVERY = 4
 """Of the steps of a worker, which of them are followed by the checks that look at all its books."""
