@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import show, upkeep
+from raycache.cli import jobs, show, upkeep
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
 
@@ -32,7 +32,7 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Defau
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-for _command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+for _command in (upkeep.fsck, upkeep.backup, upkeep.restore, jobs.submit):
     app.command()(_command)
 
 
@@ -134,6 +134,9 @@ def mount(
     refresh: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="List the dataset anew so often; 0 is never.")
     ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Be content with a mount of the same source that is there already.")
+    ] = False,
     upgrade: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Nothing new: swap the gateway of this mount for the code installed now."),
@@ -154,7 +157,8 @@ def mount(
     if not source or not directory:
         raise InvalidInput("give SOURCE and DIR, as in: raycache mount s3://bucket/train /mnt/train")
     settings = _settings(address)
-    mounts.check_free(directory, settings)
+    if not reuse:
+        mounts.check_free(directory, settings)
     made = mounts.mount(
         source,
         directory,
@@ -166,7 +170,7 @@ def mount(
         refresh_every_s=refresh,
         settings=settings,
     )
-    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot")}
+    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot", "made")}
     if as_json:
         _print_json(about)
     else:
