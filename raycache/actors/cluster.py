@@ -22,7 +22,7 @@ from raycache.actors.calls import Callers, RemoteCall, ThreadCall
 from raycache.actors.flight import Asked, Ranges
 from raycache.actors.keepers import RemoteKeepers
 from raycache.actors.master import MasterActor
-from raycache.actors.names import MASTER, master_options, worker_name
+from raycache.actors.names import MASTER, RUNTIME_ENV_FIELD, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
@@ -354,7 +354,7 @@ class Cluster:
             if settings.backup_to is not None:
                 access = capture_access(settings.backup_to, None)
                 Vault(settings.namespace)[BACKUP] = json.dumps(access)
-            handle = _REMOTE_MASTER.options(**master_options(settings.namespace)).remote(settings)
+            handle = _REMOTE_MASTER.options(**_master_options(settings.namespace)).remote(settings)
         master = RemoteMaster(handle, settings)
         _check_same(settings, master.settings())
         return Cluster(settings, address, master)
@@ -395,6 +395,14 @@ class Cluster:
         listed: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
         mine = [actor["name"] for actor in listed if actor["namespace"] == self.settings.namespace]
         return sorted((name for name in mine if name.startswith("raycache-")), key=lambda name: name != MASTER)
+
+
+def _master_options(namespace: str) -> dict[str, Any]:
+    """Options of the master. Where a job makes it, it takes no part in the job's mounts: they would never end."""
+    options = master_options(namespace)
+    if RUNTIME_ENV_FIELD in ray.get_runtime_context().runtime_env:
+        options["runtime_env"][RUNTIME_ENV_FIELD] = {"mounts": {}}
+    return options
 
 
 def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycache.actors.names import AUTH_MODE
+from raycache.actors.names import AUTH_MODE, MOUNT_PLUGIN, PLUGINS
 from raycache.config import Settings
 from raycache.errors import ClusterUnavailable
 
@@ -30,7 +30,7 @@ def start_local_ray(settings: Settings) -> str:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = settings.state_dir / "ray-head.log"
     port = _free_port()
-    environ = {AUTH_MODE: "token", **os.environ}
+    environ = {AUTH_MODE: "token", PLUGINS: MOUNT_PLUGIN, **os.environ}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     if environ[AUTH_MODE] == "token":
         # A token that exists is kept; clients on this machine find it by themselves.

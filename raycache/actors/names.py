@@ -7,6 +7,11 @@ from typing import Any
 MASTER = "raycache-master"
 AUTH_MODE = "RAY_AUTH_MODE"
 """Ray's own variable: ``token`` or ``disabled``."""
+RUNTIME_ENV_FIELD = "raycache"
+"""Field of a runtime_env that says what a job wants mounted."""
+PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"
+"""Ray's own variable: which plugins each node loads when it starts."""
+MOUNT_PLUGIN = '[{"class": "raycache.actors.runtime_env.MountPlugin"}]'
 METHOD_TIMEOUT_S = 30.0
 """Deadline of a control call that asks no under file system."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import datasets, keep, show, upkeep
+from raycache.cli import datasets, jobs, keep, show, upkeep
 from raycache.cli.options import Address, AsJson, key_value, print_json
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="A distributed cache for training data, made of Ray actors.",
 )
 _out = Console(highlight=False)
-for _command in (keep.load, keep.free, keep.pin, keep.unpin, upkeep.fsck, upkeep.backup, upkeep.restore):
+for _command in (keep.load, keep.free, keep.pin, keep.unpin, upkeep.fsck, upkeep.backup, upkeep.restore, jobs.submit):
     app.command()(_command)
 app.add_typer(datasets.app, name="dataset")
 
@@ -126,6 +126,9 @@ def mount(
     refresh: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="List the dataset anew so often; 0 is never.")
     ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Be content with a mount of the same source that is there already.")
+    ] = False,
     upgrade: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Nothing new: swap the gateway of this mount for the code installed now."),
@@ -146,7 +149,8 @@ def mount(
     if not source or not directory:
         raise InvalidInput("give SOURCE and DIR, as in: raycache mount s3://bucket/train /mnt/train")
     settings = _settings(address)
-    mounts.check_free(directory, settings)
+    if not reuse:
+        mounts.check_free(directory, settings)
     made = mounts.mount(
         source,
         directory,
@@ -158,7 +162,7 @@ def mount(
         refresh_every_s=refresh,
         settings=settings,
     )
-    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot")}
+    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot", "made")}
     if as_json:
         print_json(about)
     else:

@@ -1,9 +1,13 @@
-"""Numbers that users give, checked where they come in and again where they are kept. Pure."""
+"""What users give, checked where it comes in and again where it is kept. Pure."""
 
 from __future__ import annotations
 
 import math
+import posixpath
+from collections.abc import Mapping
+from typing import Any
 
+from raycache.core.paths import parse_uri
 from raycache.errors import InvalidInput
 
 REFRESH_EVERY_MIN_S = 1.0
@@ -27,3 +31,21 @@ def check_change(change: int, newest: int) -> int:
     if change > newest:
         raise InvalidInput(f"snapshot {change}: the newest change of this cache is {newest}; it is of another cache")
     return change
+
+
+def check_mounts(about: Any) -> dict[str, str]:
+    """Mount point -> source URI of a job's ``{"mounts": {"/data": "s3://bucket/train"}}``, both in their usual form.
+
+    Raises InvalidInput.
+    """
+    mounts = about.get("mounts") if isinstance(about, Mapping) and set(about) <= {"mounts"} else None
+    if not isinstance(mounts, Mapping):
+        raise InvalidInput(f"raycache={about!r}: write {{'mounts': {{'/data': 's3://bucket/train'}}}}")
+    found: dict[str, str] = {}
+    for mountpoint, source in mounts.items():
+        if not isinstance(mountpoint, str) or not mountpoint.startswith("/") or not mountpoint.strip("/"):
+            raise InvalidInput(f"mount point {mountpoint!r}: give an absolute path, which is the same on every node")
+        if not isinstance(source, str):
+            raise InvalidInput(f"{mountpoint}: its source is {source!r}; give a URI as in s3://bucket/train")
+        found[posixpath.normpath(mountpoint)] = parse_uri(source).uri
+    return found

@@ -52,6 +52,8 @@ RECORD_S = 2.0
 """How long after a new mount answers its record may come."""
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 UNMOUNT_S = 10.0
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""With it Ray makes a driver that is started by a submitted job a part of that job, runtime_env included."""
 
 
 class Mount:
@@ -65,8 +67,8 @@ class Mount:
         self.gateway_pid = record.gateway_pid
         self.snapshot = record.snapshot
         """The change number that it shows everything at, or None."""
+        self.made = made
         self._settings = settings
-        self._made = made
 
     def __enter__(self) -> Mount:
         return self
@@ -74,7 +76,7 @@ class Mount:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._made:
+        if self.made:
             self.unmount(lazy=True)
 
     def __fspath__(self) -> str:
@@ -337,6 +339,8 @@ def _start(task: Task, log: Path) -> None:
             stderr=errors_to,
             start_new_session=True,
             cwd="/",
+            # A mount outlives the job that made it, and is no part of it.
+            env={name: value for name, value in os.environ.items() if name != JOB_CONFIG},
         )
     try:
         _await_answer(task, log, process)
