@@ -21,7 +21,7 @@ demo: setup  ## the main job, end to end, on this machine
 
 test: setup lint types imports  ## every check and every test
 	@scripts/announce "tests"
-	@$(BIN)/python -m pytest
+	@scripts/test $(BIN)/python
 
 lint: setup
 	@scripts/announce "style: ruff"
