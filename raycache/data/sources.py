@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray.data
 from ray.data import Dataset
+from ray.util.annotations import RayDeprecationWarning
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycache.actors.cluster import Cluster, current
 from raycache.core import paths, values
@@ -16,9 +19,6 @@ from raycache.data.routes import Files, locate
 from raycache.errors import NotADirectory
 from raycache.fsspec import RaycacheFileSystem
 
-NODE_LABEL = "ray.io/node-id"
-ANYWHERE: list[dict[str, Any]] = [{"label_selector": {}}]
-"""Where a task goes whose node is gone."""
 READS_MAX = 64
 """Workers that get a read of their own. Beyond, files are read wherever there is a free CPU."""
 
@@ -36,18 +36,20 @@ def read_whole_files(
     files = Files.select(uri, pattern, options, change)
     known = current().pool.workers(refresh=True)
     workers = [replace(worker, local=False) for worker in known if not worker.draining]
-    if len(workers) <= 1 or len(workers) > READS_MAX or "label_selector" in arguments:
+    placed = {"ray_remote_args", "label_selector"} & set(arguments)
+    if len(workers) <= 1 or len(workers) > READS_MAX or placed:
         whole: Dataset = ray.data.read_datasource(PackSource(files, include_paths=include_paths), **arguments)
         return whole
-    reads = [
-        ray.data.read_datasource(
-            PackSource(files, include_paths=include_paths, owner=worker.worker_id, workers=workers),
-            label_selector={NODE_LABEL: worker.node_id},
-            fallback_strategy=ANYWHERE,
-            **arguments,
-        )
-        for worker in workers
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        reads = [
+            ray.data.read_datasource(
+                PackSource(files, include_paths=include_paths, owner=worker.worker_id, workers=workers),
+                ray_remote_args={"scheduling_strategy": _rather_on(worker.node_id)},
+                **arguments,
+            )
+            for worker in workers
+        ]
     united: Dataset = reads[0].union(*reads[1:])
     return united
 
@@ -70,6 +72,15 @@ def read_with(
     places = named[0] if isinstance(uris, str) else named
     read: Dataset = getattr(ray.data, reader)(places, filesystem=RaycacheFileSystem(snapshot=change), **arguments)
     return read
+
+
+def _rather_on(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """On a node for as long as it lives, waiting for a CPU of it, and then on another.
+
+    Ray 2.60 calls this way to say so deprecated. What is to follow it, a label selector, waits for ever for a node that
+    died; with a fallback it goes elsewhere whenever the node is busy: a third of the bytes were read where they are.
+    """
+    return NodeAffinitySchedulingStrategy(node_id, soft=True)
 
 
 def _locate(cluster: Cluster, uri: str, options: Mapping[str, Any] | None) -> tuple[values.Dataset, str]:

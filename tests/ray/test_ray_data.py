@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,15 @@ def test_each_pack_is_read_by_the_worker_that_owns_it_and_by_no_other(cache: Any
     read = [path for share in shares.values() for path in share]
     assert sorted(read) == sorted(files.paths(np.arange(len(files))))
     assert all(shares.values())
+
+
+def test_reads_of_several_workers_are_united_and_go_elsewhere_where_a_node_is_gone(
+    cache: Any, stored: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = cache.pool.workers()[0]
+    gone = replace(mine, worker_id="gone", node_id="0" * 56)
+    monkeypatch.setattr(cache.pool, "workers", lambda refresh=False: [mine, gone])
+    assert rows(raycache.data.read_files(f"s3://{BUCKET}/train")) == below(stored, "train/")
 
 
 def test_rows_of_a_part() -> None:
