@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Literal, overload
 
 from raycache import errors
@@ -62,6 +63,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("raycache")
+    if name == "data":  # ``raycache.data.read_files`` without an import of its own
+        return import_module("raycache.data")
     raise AttributeError(f"module 'raycache' has no attribute {name!r}")
 
 

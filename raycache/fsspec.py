@@ -6,12 +6,15 @@ fsspec's own listing cache is switched off.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
-from raycache.actors.cluster import Cluster, current
+from raycache.actors.cluster import Cluster, connected_settings, current
+from raycache.actors.connection import current_for
 from raycache.client.filesystem import FileSystem
+from raycache.config import Settings
 from raycache.core.paths import RAYCACHE_SCHEME, join
 from raycache.core.values import Stat
 from raycache.errors import ReadOnly
@@ -21,7 +24,8 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """Files of the cache. Paths are ``dataset/path`` or full URIs.
 
     ``snapshot``: a change number to show everything at (``raycache.snapshot``); pickled with the rest, so that the
-    processes of a job all see the same.
+    processes of a job all see the same. Which cache it is of is pickled too: the process that a task runs in need not
+    have the environment of the one that sent it.
     """
 
     protocol = RAYCACHE_SCHEME
@@ -31,11 +35,20 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, *args: Any, snapshot: int | None = None, **storage_options: Any) -> None:
         super().__init__(*args, use_listings_cache=False, **storage_options)
         self.snapshot = snapshot
+        self._settings: Settings | None = None
+        """What finds the cache, where another process said so."""
         self._view: tuple[Cluster, FileSystem] | None = None
+
+    def __reduce__(self) -> Any:
+        known = self._settings if connected_settings() is None else current().portable_settings
+        return _unpickled, (type(self), self.storage_args, self.storage_options, known)
+
+    def _cluster(self) -> Cluster:
+        return current() if self._settings is None else current_for(self._settings)
 
     def _files(self) -> FileSystem:
         """What this process's connection shows, as of the snapshot if there is one."""
-        cluster = current()
+        cluster = self._cluster()
         if self.snapshot is None:
             return cluster.files
         if self._view is None or self._view[0] is not cluster:
@@ -56,7 +69,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Entries of a directory, or the file itself. Raises NotFound."""
         path = self._strip_protocol(path)
         if not path:
-            names = [(dataset.name, True) for dataset in current().master.datasets()]
+            names = [(dataset.name, True) for dataset in self._cluster().master.datasets()]
             infos = [{"name": name, "size": 0, "type": "directory"} for name, _ in names]
             return infos if detail else [info["name"] for info in infos]
         stat = self._files().stat(_uri(path))
@@ -124,6 +137,14 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         raise ReadOnly(f"{path}: the cache is read-only; write to the source, then raycache.refresh() its directory")
 
     mkdir = makedirs = rmdir = rm_file = _rm = rm = cp_file = mv = touch = pipe_file = put_file = _refuse
+
+
+def _unpickled(
+    kind: type[RaycacheFileSystem], args: Sequence[Any], options: Mapping[str, Any], settings: Settings | None
+) -> RaycacheFileSystem:
+    made = kind(*args, **options)
+    made._settings = settings
+    return made
 
 
 def _uri(path: str) -> str:

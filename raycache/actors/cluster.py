@@ -196,6 +196,7 @@ class RemotePool:
         self._master = master
         self._namespace = namespace
         self._node_id = ray.get_runtime_context().get_node_id()
+        self._job_id = ray.get_runtime_context().get_job_id()
         self._lock = threading.Lock()
         self._view = View()
         self._handles: dict[str, Any] = {}
@@ -244,7 +245,10 @@ class RemotePool:
                 continue
 
     def kept(self, worker_id: str, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
-        """See leases.StillKept. Counts as no call: it is no part of a read."""
+        """See leases.StillKept. Counts as no call: it is no part of a read. Asked by a thread of
+        ours, whenever: where this process has left Ray meanwhile, a call would make it start or join another one."""
+        if not ray.is_initialized() or ray.get_runtime_context().get_job_id() != self._job_id:
+            raise WorkerLost(f"worker {worker_id[:8]} is of a Ray that this process has left")
         try:
             ref = self.handle(worker_id).kept.remote(list(block_ids), list(read))
         except (ValueError, ray.exceptions.RayError) as error:
@@ -359,6 +363,11 @@ class Cluster:
         _check_same(settings, master.settings())
         return Cluster(settings, address, master)
 
+    @property
+    def portable_settings(self) -> Settings:
+        """Settings that find this cache from any process of the cluster, whatever its environment says."""
+        return self.settings.model_copy(update={"address": self.address})
+
     def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
         """See client.treerefresh."""
         return refresh_tree(self.namespace, self.master, uri, show)
@@ -427,19 +436,23 @@ class _Current:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cluster: Cluster | None = None
-        self._forked = False
+        self._parents: Cluster | None = None
+        self.forked = False
+        """Whether this process was forked from one that uses Ray."""
         os.register_at_fork(after_in_child=self._in_child)
 
     def _in_child(self) -> None:
         self._lock = threading.Lock()
-        self._forked = self._forked or self._cluster is not None
+        self.forked = self.forked or self._cluster is not None or ray.is_initialized()
+        # Kept: to let go of its views would tell the object store, in the parent's name, that nobody needs them.
+        self._parents = self._cluster or self._parents
         self._cluster = None
 
     def get(self, settings: Settings | None, *, start: bool) -> Cluster:
         cluster = self._cluster  # without the lock: each call of the path API comes through here
         if cluster is not None and settings is None and ray.is_initialized():
             return cluster
-        if self._forked:
+        if self.forked:
             raise Unavailable(
                 "this process was forked from one that uses Ray, and Ray does not survive that; read through the "
                 "mount, or use the 'spawn' or 'forkserver' start method"
@@ -473,6 +486,11 @@ def current(settings: Settings | None = None, *, start: bool = True) -> Cluster:
 def disconnect() -> None:
     """Forget the connection of this process; the cache goes on."""
     _current.forget()
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that uses Ray, and so cannot use it."""
+    return _current.forked
 
 
 def connected_settings() -> Settings | None:

@@ -13,7 +13,7 @@ Threading: safe.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from raycache.client.asking import Asker, Want
 from raycache.client.blockfiles import BlockFiles, Piece
@@ -48,6 +48,9 @@ class Views:
             self._held.move_to_end(want.block_id)
             self._read.add(want.block_id)
         return readable(held[0], want.offset, want.length)
+
+    def __contains__(self, block_id: bytes) -> bool:
+        return block_id in self._held
 
     def hold(self, block_id: bytes, sealed: Sealed, worker_id: str) -> None:
         """Keep a view of a worker's block, and let go of the oldest ones beyond the bound."""
@@ -132,6 +135,14 @@ class Reader:
         """Whole rows, in order: one call per owner for what is not held. Raises as ``read`` does."""
         return self._read_wants([list(_wants(manifest, row, 0, manifest.size(row))) for manifest, row in rows])
 
+    def expect(self, blocks: Sequence[tuple[Manifest, int]]) -> None:
+        """Have blocks filled that are likely to be read soon. Waits for no block."""
+        named = {manifest.block_id(block): (manifest, block) for manifest, block in blocks}
+        here = [block_id for block_id in named if block_id in self.views or self.files.knows(block_id)]
+        for block_id in here:
+            del named[block_id]
+        self._send_hints(named)
+
     def _read_wants(self, reads: list[list[Want]]) -> list[Buffer]:
         found: dict[Want, Buffer] = {}
         elsewhere: list[Want] = []
@@ -172,6 +183,9 @@ class Reader:
                 for want in missing
                 for block in self._ahead.touch(want.manifest, want.row, want.block)
             }
+        self._send_hints(ahead)
+
+    def _send_hints(self, ahead: Mapping[bytes, tuple[Manifest, int]]) -> None:
         workers = self._pool.workers() if ahead else ()
         calls: dict[str, list[bytes]] = {}
         for block_id, (manifest, block) in ahead.items():

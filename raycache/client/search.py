@@ -1,4 +1,4 @@
-"""Trees: ``walk`` and ``glob`` over whole directories, whose listings are asked for many at a time."""
+"""Trees: ``walk``, ``glob`` and ``files_below``, over directories whose listings are asked for many at a time."""
 
 from __future__ import annotations
 
@@ -53,12 +53,40 @@ def glob(namespace: Namespace, pattern: str) -> list[str]:
         return [pattern]
     if row is not None:
         return []  # as in a shell: nothing lies below a file
-    # Two stars next to each other mean what one pair means.
-    rest = [part for at, part in enumerate(rest) if part != "**" or rest[at - 1 : at] != ["**"]]
-    return sorted(_matches(namespace, base, manifest.directory.dir_id, rest))
+    found = _matches(namespace, base, manifest.directory.dir_id, _without_pairs(rest))
+    return sorted(f"{uri}/{name}" for uri, manifest, rows in found for name in names_of(manifest, rows))
 
 
-def _matches(namespace: Namespace, base: str, dir_id: int, parts: Sequence[str]) -> Iterator[str]:
+def files_below(namespace: Namespace, uri: str, pattern: str) -> list[tuple[Manifest, Rows]]:
+    """Files below a directory that match a pattern relative to it, as rows of manifests, by path of their directory.
+
+    ``**`` alone matches all of them. Raises NotFound, NotADirectory, InvalidInput, and what listing a source raises.
+    """
+    root = require_directory(namespace.entry(uri), uri)
+    parts = pattern.split("/")
+    if not all(parts) or {".", ".."} & set(parts):
+        raise InvalidInput(f"{pattern!r} is no pattern of paths below a directory; write for example **/*.jpg")
+    found: dict[int, tuple[Manifest, list[Rows]]] = {}
+    for _, manifest, rows in _matches(namespace, uri.rstrip("/"), root.directory.dir_id, _without_pairs(parts)):
+        files = rows[~are_directories(manifest, rows)]
+        if len(files):
+            found.setdefault(manifest.directory.dir_id, (manifest, []))[1].append(files)
+    # A directory that several ways lead to is met once per part of the pattern.
+    merged = [
+        (manifest, rows[0] if len(rows) == 1 else np.unique(np.concatenate(rows))) for manifest, rows in found.values()
+    ]
+    return sorted(merged, key=lambda part: part[0].directory.path)
+
+
+def _without_pairs(parts: Sequence[str]) -> list[str]:
+    """Two stars next to each other mean what one pair means."""
+    return [part for at, part in enumerate(parts) if part != "**" or list(parts[at - 1 : at]) != ["**"]]
+
+
+def _matches(
+    namespace: Namespace, base: str, dir_id: int, parts: Sequence[str]
+) -> Iterator[tuple[str, Manifest, Rows]]:
+    """URI and manifest of each directory with entries that match, and their rows."""
     todo: list[State] = [(base, dir_id, 0)]
     seen: set[tuple[int, int]] = set()  # two stars in two places lead to one directory in many ways
     while todo:
@@ -71,7 +99,7 @@ def _matches(namespace: Namespace, base: str, dir_id: int, parts: Sequence[str])
             seen.add((each, at))
             manifest = _received(manifests[each])
             if at + 1 == len(parts):
-                yield from (f"{base_uri}/{name}" for name in names_of(manifest, _matching(manifest, parts[at])))
+                yield base_uri, manifest, _matching(manifest, parts[at])
             todo += _onward(manifest, base_uri, at, parts)
 
 

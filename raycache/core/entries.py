@@ -51,6 +51,13 @@ def sizes_of(manifest: Manifest, rows: NDArray[np.integer]) -> NDArray[np.uint64
     return sizes
 
 
+def first_blocks_of(manifest: Manifest, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The block in which each row begins; for an empty file, the one where it would begin."""
+    starts = manifest.columns.ends[rows.astype(np.int64)]
+    blocks = np.searchsorted(manifest.columns.cuts, starts, side="right") - 1
+    return blocks.clip(0, max(0, manifest.block_count - 1))
+
+
 def mtimes_ns_of(manifest: Manifest, rows: NDArray[np.integer], unknown_ns: int) -> NDArray[np.int64]:
     """Modification times of rows; ``unknown_ns`` for directories and where the source keeps none."""
     found = manifest.columns.times.take(rows.astype(np.int64))

@@ -33,3 +33,24 @@ def test_the_architecture_names_every_module() -> None:
     missing = [path.stem for path in MODULES if path.stem not in private and f"`{path.stem}`" not in page
                and f"`{path.stem}.py`" not in page]  # fmt: skip
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"), [("ray", {"actors", "data"}), ("torch", {"data"}), ("pyfuse3", {"fuse"})]
+)
+def test_heavy_packages_stay_in_their_rooms(package: str, rooms: set[str]) -> None:
+    """As import-linter checks it, without it: a second pair of eyes on the rule that everything else leans on."""
+    users = {path for path in MODULES if package in _imported(ast.parse(path.read_text(encoding="utf-8")))}
+    assert {path.relative_to(ROOT / "raycache").parts[0] for path in users} <= rooms
+    if package == "torch":
+        assert {path.stem for path in users} <= {"torch"}
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names

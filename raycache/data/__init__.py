@@ -1,0 +1,89 @@
+"""Ways into the cache for programs that know Ray Data and PyTorch: bytes without a copy, whole batches per call.
+
+    raycache.data.read_files("s3://bucket/train", pattern="**/*.jpg").map(decode).iter_torch_batches(batch_size=64)
+    raycache.data.read_images("s3://bucket/train"), read_parquet(...), read_csv(...) ...
+    raycache.data.torch.FileDataset("s3://bucket/train", decode)
+
+``read_files`` and ``read_binary_files`` are our own: their tasks are packs and run on the node that keeps them. The
+others are Ray Data's, with our file system; they take what ``ray.data`` takes beside it. Paths are URIs of a source or
+``raycache://dataset/path``; a source that is no dataset yet becomes one, with its storage ``options``. ``change``: show
+files as of that change number (``raycache.snapshot``).
+
+Importing this module imports neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+Reader = Callable[..., "Dataset"]
+
+
+def read_files(
+    uri: str,
+    *,
+    pattern: str = "**",
+    include_paths: bool = True,
+    options: Mapping[str, Any] | None = None,
+    change: int | None = None,
+    **arguments: Any,
+) -> Dataset:
+    """Whole files below a directory that match ``pattern``, as rows of ``bytes`` and ``path`` (below the directory).
+
+    Files are read pack by pack, each on the node that keeps it, as they were listed when this was called. ``arguments``
+    are those of ``ray.data.read_datasource``: ``concurrency``, ``override_num_blocks``, ``num_cpus`` ... The driver
+    holds an array of numbers; ten million files begin to be read as soon as ten thousand.
+
+    Raises InvalidInput, NotFound, NotADirectory, and what listing a source raises; a task raises what reading raises.
+    """
+    from raycache.data.sources import read_whole_files
+
+    return read_whole_files(
+        uri, pattern=pattern, include_paths=include_paths, options=options, change=change, arguments=arguments
+    )
+
+
+def read_binary_files(uri: str, *, include_paths: bool = False, **arguments: Any) -> Dataset:
+    """``read_files`` under the name, and with the columns, of ``ray.data.read_binary_files``."""
+    return read_files(uri, include_paths=include_paths, **arguments)
+
+
+def _reader(name: str) -> Reader:
+    def read(
+        uris: str | Sequence[str],
+        *,
+        options: Mapping[str, Any] | None = None,
+        change: int | None = None,
+        **arguments: Any,
+    ) -> Dataset:
+        from raycache.data.sources import read_with
+
+        return read_with(name, uris, options=options, change=change, arguments=arguments)
+
+    read.__name__ = read.__qualname__ = name
+    read.__doc__ = f"``ray.data.{name}`` of files or directories of the cache; it takes the same arguments."
+    return read
+
+
+read_audio = _reader("read_audio")
+read_avro = _reader("read_avro")
+read_csv = _reader("read_csv")
+read_images = _reader("read_images")
+read_json = _reader("read_json")
+read_numpy = _reader("read_numpy")
+read_parquet = _reader("read_parquet")
+read_text = _reader("read_text")
+read_tfrecords = _reader("read_tfrecords")
+read_videos = _reader("read_videos")
+read_webdataset = _reader("read_webdataset")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "torch":  # ``raycache.data.torch`` without an import of its own
+        return importlib.import_module("raycache.data.torch")
+    raise AttributeError(f"module 'raycache.data' has no attribute {name!r}")

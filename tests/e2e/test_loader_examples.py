@@ -1,0 +1,46 @@
+"""The PyTorch and Ray Data examples run, small, and leave no mount behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycache.fuse import device
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, *words: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as example:
+        try:
+            out, err = example.communicate(timeout=150)
+        finally:
+            if example.poll() is None:
+                os.killpg(example.pid, signal.SIGKILL)
+    assert example.returncode == 0, out + err
+    assert not [mount for mount in device.mounts() if mount.source.startswith("s3://tones")]
+    return out
+
+
+@pytest.mark.timeout(200)
+def test_torch_loader_trains_stops_and_goes_on_where_it_was() -> None:
+    out = run("torch_loader.py", "--recordings", "400", "--epochs", "2")
+    assert "samples per part: [400, 96, 304]" in out
+    assert int(re.search(r"told right: (\d+)%", out)[1]) > 90
+
+
+@pytest.mark.timeout(200)
+def test_ray_data_preprocesses_and_trains() -> None:
+    out = run("ray_data_train.py", "--recordings", "400")
+    assert "requests: 400 for 400 recordings" in out
+    assert "spectra per epoch: 400;" in out
+    assert int(re.search(r"told right in the last: (\d+)%", out)[1]) > 80
