@@ -123,7 +123,7 @@ def wait_gone(mountpoint: Path) -> None:
 @pytest.mark.timeout(400)
 def test_a_job_has_its_mount_and_leaves_nothing(job_environ: dict[str, str], source: Path, tmp_path: Path) -> None:
     where = tmp_path / "data" / "train"
-    done = ray_submit(job_environ, {str(where): str(source)}, tmp_path / "app", "python", "task.py", str(where))
+    done = ray_submit(job_environ, {str(where): str(source)}, tmp_path / "app", sys.executable, "task.py", str(where))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "driver: ['a']" in done.stdout
     assert "task: b'bytes of a' cache: 1" in done.stdout
