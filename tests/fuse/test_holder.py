@@ -86,6 +86,7 @@ def no_failed_read(reports: list[dict[str, Any]]) -> None:
     assert all(report["reads"] > 0 for report in reports)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_gateways_killed_at_random_moments_cost_no_failed_read(
     files: tuple[str, Path], cache: Any, mountpoint: Path
