@@ -386,6 +386,7 @@ def test_a_refresh_is_seen_and_open_files_keep_their_bytes(tmp_path: Path, mount
 # ---- another server -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_no_read_notices_a_killed_server(sample: Path, mount: Mount, readers: Callable[..., Reader]) -> None:
     mounted = mount(sample, block_bytes=2**19, view_bytes=2**21)
     expected, holder = _digests(sample), readers()
@@ -400,9 +401,10 @@ def test_no_read_notices_a_killed_server(sample: Path, mount: Mount, readers: Ca
         mounted.kill_server()
         mounted.start_server()
         assert list(holder.call(reading.check_kept, large)) == [expected["large"]] * 2
-    done = [each.result() for each in crowd]
-    assert [each["wrong"] + each["errors"] for each in done] == [[]] * len(crowd)
-    assert sum(each["reads"] for each in done) > 20  # as many as a busy machine has time for, beside ten servers
+    for each in crowd:
+        done = each.result()
+        assert done["wrong"] == done["errors"] == []
+        assert done["reads"] > 50
 
 
 def test_a_miss_of_a_killed_server_is_answered_by_its_successor(sample: Path, mount: Mount, reader: Reader) -> None:
