@@ -18,13 +18,12 @@ def submit(
     mounts: Mapping[str, str],
     dashboard: str | None,
     working_dir: str | None,
-    runtime_env: Mapping[str, Any],
     show: Callable[[str], object],
 ) -> tuple[str, str]:
     """Run a command as a job to its end, and show what it prints; its id, and its state in Ray's words.
 
     ``mounts``: source by mount point, there on each node where the job's tasks run. ``dashboard``: http address of the
-    cluster's dashboard; None takes RAY_API_SERVER_ADDRESS, else the one of this machine. ``runtime_env``: other fields.
+    cluster's dashboard; None takes RAY_API_SERVER_ADDRESS, else the one of this machine.
     Raises InvalidInput, ClusterUnavailable.
     """
     from ray.job_submission import JobSubmissionClient
@@ -33,8 +32,7 @@ def submit(
         raise InvalidInput(
             "give the command after --, as in: raycache submit --mount s3://b/train:/data -- python a.py"
         )
-    environ = {**cache_environ(os.environ), **runtime_env.get("env_vars", {})}
-    fields: dict[str, Any] = {**runtime_env, "env_vars": environ}
+    fields: dict[str, Any] = {"env_vars": cache_environ(os.environ)}
     if mounts:
         fields[RUNTIME_ENV_FIELD] = {"mounts": check_mounts({"mounts": mounts})}
     if working_dir is not None:

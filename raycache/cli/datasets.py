@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from raycache.cli import show
-from raycache.cli.options import Address, AsJson, key_value, print_json
-from raycache.config import load_settings
+from raycache.cli.options import Address, AsJson, connect, key_value, print_json
 from raycache.core.values import Dataset
 from raycache.errors import InvalidInput
 
@@ -44,7 +43,7 @@ def add(
     """Name a source: its files are then raycache://NAME/path as well."""
     import raycache
 
-    _connect(address)
+    connect(address)
     options = dict(key_value(text) for text in option or [])
     made = raycache.dataset(
         name, source, options, refresh_every_s=refresh, eviction=eviction, quota=quota, ttl_s=ttl, priority=priority,
@@ -56,13 +55,13 @@ def add(
 @app.command("list")
 def list_all(address: Address = None, as_json: AsJson = False) -> None:
     """List the datasets."""
-    show.datasets(_out, _connect(address).master.datasets(), as_json)
+    show.datasets(_out, connect(address).master.datasets(), as_json)
 
 
 @app.command()
 def info(name: Name, address: Address = None, as_json: AsJson = False) -> None:
     """Show all about one dataset."""
-    _show(_connect(address).namespace.dataset(name), as_json)
+    _show(connect(address).namespace.dataset(name), as_json)
 
 
 @app.command("set")
@@ -80,7 +79,7 @@ def change(
     """Change what a dataset may keep; what is left out stays."""
     import raycache
 
-    found = _connect(address).namespace.dataset(name)
+    found = connect(address).namespace.dataset(name)
     if (refresh, eviction, quota, ttl, priority, replicas) == (None,) * 6:
         raise InvalidInput("nothing to set; give --eviction, --quota, --ttl, --priority, --replicas or --refresh")
     made = raycache.dataset(
@@ -93,14 +92,8 @@ def change(
 @app.command()
 def remove(name: Name, address: Address = None) -> None:
     """Forget a dataset and free its blocks; the source is not touched. End its mounts first."""
-    _connect(address).keeping.remove(name)
+    connect(address).keeping.remove(name)
     _out.print(f"{name} is removed; its source is as it was", markup=False)
-
-
-def _connect(address: str | None) -> Any:
-    from raycache.actors.cluster import current
-
-    return current(load_settings(address=address), start=False)
 
 
 def _show(dataset: Dataset, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from raycache.cli.options import Address
 from raycache.config import load_settings
 from raycache.errors import InvalidInput
 
@@ -20,7 +21,7 @@ def submit(
     ] = None,
     working_dir: Annotated[str | None, typer.Option(help="Directory that the job gets a copy of.")] = None,
     dashboard: Annotated[str | None, typer.Option(help="http://host:8265; RAY_API_SERVER_ADDRESS otherwise.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster, host:port, as for the other commands.")] = None,
+    address: Address = None,
 ) -> None:
     """Run a command as a Ray job, with mounts that come and go with it. Exit code 0 when the job succeeded."""
     from raycache.actors.cluster import current
@@ -35,7 +36,7 @@ def submit(
         for source in mounts.values():
             if not source.startswith(f"{RAYCACHE_SCHEME}://"):
                 files.attach(source, None, capture_access(source, None))
-    job_id, state = run(entrypoint, mounts, dashboard, working_dir, {}, sys.stdout.write)
+    job_id, state = run(entrypoint, mounts, dashboard, working_dir, sys.stdout.write)
     if state != "SUCCEEDED":
         Console(stderr=True, highlight=False).print(f"raycache: job {job_id} ended as {state}", markup=False)
         raise typer.Exit(1)

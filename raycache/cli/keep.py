@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from raycache.cli import show
-from raycache.cli.options import Address, AsJson, print_json
+from raycache.cli.options import Address, AsJson, connect, print_json
 from raycache.client.loading import LoadJob, LoadReport
-from raycache.config import load_settings
 from raycache.errors import Unavailable
 
 _out = Console(highlight=False)
@@ -24,23 +23,23 @@ Path = Annotated[str, typer.Argument(metavar="PATH", help="raycache://name/path 
 
 def load(path: Path, address: Address = None, as_json: AsJson = False) -> None:
     """Bring a dataset, directory or file into the cache. Ctrl-C ends it; what is loaded stays."""
-    _finish(_keeping(address).load(path), as_json)
+    _finish(connect(address).keeping.load(path), as_json)
 
 
 def pin(path: Path, address: Address = None, as_json: AsJson = False) -> None:
     """Keep a dataset, directory or file from being evicted, for good, and load it."""
-    _finish(_keeping(address).pin(path), as_json)
+    _finish(connect(address).keeping.pin(path), as_json)
 
 
 def unpin(path: Path, address: Address = None) -> None:
     """Take a pin back."""
-    _keeping(address).unpin(path)
+    connect(address).keeping.unpin(path)
     _out.print(f"{path} is not pinned any more", markup=False)
 
 
 def free(path: Path, address: Address = None, as_json: AsJson = False) -> None:
     """Drop the blocks of a dataset, directory or file from every tier of every worker; the source is not touched."""
-    freed = _keeping(address).free(path)
+    freed = connect(address).keeping.free(path)
     if as_json:
         print_json({"uri": path, **asdict(freed)})
         return
@@ -49,12 +48,6 @@ def free(path: Path, address: Address = None, as_json: AsJson = False) -> None:
         _out.print(f"{decimal(freed.pinned_bytes)} stay: they are pinned", style="yellow")
     if freed.unreached:
         _out.print(f"{freed.unreached} worker(s) did not answer; free it again when they are back", style="yellow")
-
-
-def _keeping(address: str | None) -> Any:
-    from raycache.actors.cluster import current
-
-    return current(load_settings(address=address), start=False).keeping
 
 
 def _finish(job: LoadJob, as_json: bool) -> None:

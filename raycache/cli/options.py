@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raycache.config import load_settings
 from raycache.errors import InvalidInput
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster, host:port. Default: RAY_ADDRESS, else the one here.")]
@@ -15,6 +16,13 @@ _SECRET = {"secret", "password", "token", "account_key", "sas_token"} | {
     f"{prefix}{name}" for prefix in ("", "aws_") for name in ("secret_access_key", "session_token")
 }
 """Storage options that an argument list must not show."""
+
+
+def connect(address: str | None) -> Any:
+    """The cache that runs there. Raises ClusterUnavailable where none does."""
+    from raycache.actors.cluster import current
+
+    return current(load_settings(address=address), start=False)
 
 
 def key_value(text: str) -> tuple[str, str]:
