@@ -76,7 +76,7 @@ class MountPlugin(RuntimeEnvPlugin):
         )
         try:
             out, err = await asyncio.wait_for(process.communicate(), MOUNT_S)
-        except BaseException:
+        except BaseException:  # cancelled or too late: what nobody waits for must not mount
             with suppress(ProcessLookupError):
                 process.kill()
             raise

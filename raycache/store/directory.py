@@ -422,7 +422,7 @@ class Directory:
             header = blockfile.decode(packed)
             if size_bytes != header.file_bytes or header.block_id != block_id:
                 raise BadFile(f"{size_bytes} bytes, where its header says {header.file_bytes}")
-        except BaseException:
+        except BaseException:  # an interrupt too must not leak the descriptor
             self._files.close(fd)
             raise
         return OpenBlock(path, fd, origin, header, packed, self._clock(), self._files)

@@ -46,7 +46,7 @@ class FileOps:
                         errno.EAGAIN, "another worker uses it: give each its own directory", str(path)
                     ) from None
                 time.sleep(_LOCK_PAUSE_S)
-            except BaseException:
+            except BaseException:  # an interrupt too must not leak the descriptor
                 os.close(fd)
                 raise
             else:
@@ -66,7 +66,7 @@ class FileOps:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             return fd, os.fstat(fd).st_size
-        except BaseException:
+        except BaseException:  # an interrupt too must not leak the descriptor
             os.close(fd)
             raise
 
@@ -95,25 +95,12 @@ class FileOps:
     def write_synced(self, path: Path, *parts: Buffer | bytearray) -> None:
         """Write a file anew, and return when it is on the disk."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            for part in parts:
-                view = memoryview(part)
-                while view:
-                    view = view[self.write(fd, view) :]
-            self.sync(fd)
-        finally:
-            os.close(fd)
+        self._write_out(fd, *parts)
 
     def append_synced(self, path: Path, data: bytes) -> None:
         """Add to the end of a file, and return when it is on the disk."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[self.write(fd, view) :]
-            self.sync(fd)
-        finally:
-            os.close(fd)
+        self._write_out(fd, data)
 
     def read(self, path: Path) -> bytes:
         """All of a file; nothing where there is none."""
@@ -146,6 +133,17 @@ class FileOps:
         try:
             os.unlink(path)
             os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def _write_out(self, fd: int, *parts: Buffer | bytearray) -> None:
+        """Write all of this, wait until it is on the disk, and close the file."""
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[self.write(fd, view) :]
+            self.sync(fd)
         finally:
             os.close(fd)
 
