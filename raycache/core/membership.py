@@ -81,11 +81,13 @@ class Membership:
         return self.view
 
     def drained(self, nodes: Sequence[Node]) -> list[str]:
-        """Ids of nodes that are draining and have moved all there is to move."""
+        """Ids of nodes that are draining and have moved all there is to move: none while nobody who stays answers."""
+        if not any(node.report is not None and not node.draining and self._known(node) for node in nodes):
+            return []
         return [node.node_id for node in nodes if self._is_drained(node)]
 
     def _is_drained(self, node: Node) -> bool:
-        """Only when it has seen the view in which it leaves, and somebody is left to take its blocks."""
+        """Only when it has seen the view in which it leaves."""
         worker = self._known(node)
         return (
             worker is not None
@@ -93,7 +95,6 @@ class Membership:
             and node.report is not None
             and node.report.number == self.view.number
             and node.report.moving == 0
-            and any(not other.draining for other in self.view.workers)
         )
 
     def _workers(self, nodes: Sequence[Node], now: float) -> list[Worker]:

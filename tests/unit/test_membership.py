@@ -87,16 +87,26 @@ def test_drained_is_who_knows_that_it_leaves_and_has_nothing_more_to_move() -> N
     members.step([node("n1", report()), node("n2", report())], {}, 0)
     view = members.step([node("n1", report()), node("n2", report(), draining=True)], {}, 1)
     assert [worker.draining for worker in view.workers] == [False, True]
-    assert members.drained([node("n2", report(number=view.number - 1), draining=True)]) == []
-    assert members.drained([node("n2", report(number=view.number, moving=1), draining=True)]) == []
-    assert members.drained([node("n2", None, draining=True)]) == []
-    assert members.drained([node("n2", report(number=view.number), draining=True)]) == ["n2"]
+    stays = node("n1", report(number=view.number))
+    assert members.drained([stays, node("n2", report(number=view.number - 1), draining=True)]) == []
+    assert members.drained([stays, node("n2", report(number=view.number, moving=1), draining=True)]) == []
+    assert members.drained([stays, node("n2", None, draining=True)]) == []
+    assert members.drained([stays, node("n2", report(number=view.number), draining=True)]) == ["n2"]
 
 
 def test_the_last_one_is_never_drained() -> None:
     members = Membership(View())
     view = members.step([node("n1", report(), draining=True)], {}, 0)
     assert members.drained([node("n1", report(number=view.number), draining=True)]) == []
+
+
+@pytest.mark.parametrize("stays", [None, node("n1"), node("n3", report())], ids=["died", "silent", "new"])
+def test_nobody_is_drained_while_who_has_got_the_blocks_does_not_answer(stays: Node | None) -> None:
+    members = Membership(View())
+    members.step([node("n1", report()), node("n2", report())], {}, 0)
+    view = members.step([node("n1", report()), node("n2", report(), draining=True)], {}, 1)
+    leaves = node("n2", report(number=view.number), draining=True)
+    assert members.drained([leaves] if stays is None else [stays, leaves]) == []
 
 
 def test_copies_of_datasets_are_part_of_the_view() -> None:
