@@ -430,6 +430,8 @@ class Directory:
     def _place(self, block_id: bytes) -> tuple[Path, Origin]:
         """The file of a block, and where it comes from. Raises FileNotFoundError, OSError."""
         with self._lock:
+            if self._out_of_service:  # its books are empty then, and the file may well be there
+                raise OSError(errno.EIO, self._out_of_service)
             origin, looking = self._ledger.origin(block_id), self._looking
         if origin is None and looking:
             key = find_key(self.path, self._files, block_id)

@@ -385,10 +385,16 @@ class Tiers:
     def _write_down(self, block_id: bytes, kept: Kept) -> None:
         for directory in self._directories:
             reservation = directory.reserve(block_id, len(kept.view), kept.origin)
-            if reservation is not None:
-                if directory.write(reservation, kept.view, kept.holes):
-                    return
-                directory.cancel(reservation)
+            if reservation is None:
+                continue
+            written = False
+            try:
+                written = directory.write(reservation, kept.view, kept.holes)
+            finally:
+                if not written:
+                    directory.cancel(reservation)
+            if written:
+                return
 
     def _drop_from_memory(self, block_id: bytes) -> None:
         with self._lock:

@@ -272,6 +272,21 @@ def test_a_victim_that_cannot_be_deleted_is_not_written_over(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "00").iterdir()] == [file_name(1)]
 
 
+def test_nothing_is_written_in_the_place_of_a_victim_once_the_directory_has_failed(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    files.root = tmp_path
+    directory = make(tmp_path, 1, "lru", files=files)
+    assert write(directory, 1)
+    reservation = directory.reserve(key(2), SIZE, ORIGIN)
+    assert reservation is not None
+    files.fail["pread"] = errno.EIO
+    assert read(directory, 1) is None
+    assert not directory.write(reservation, body(2), ())
+    directory.cancel(reservation)
+    assert files.most_bytes == FILE
+    directory.check()
+
+
 def test_one_worker_at_a_time(tmp_path: Path) -> None:
     first = make(tmp_path)
     assert write(first, 1)
