@@ -7,6 +7,7 @@ holds for a run in the background too, for which shells have SIGINT ignored.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -58,6 +59,7 @@ class _Tally:
 
 
 def _many(seeds: range, keep_going: bool) -> int:
+    logging.getLogger("raycache").setLevel(logging.CRITICAL)  # what is warned of is what the seeds are for
     tally, signals = _Tally(), _Signals()
     _say(f"seeds {seeds.start} to {seeds.stop - 1}")
     said = tally.begun_s

@@ -179,8 +179,10 @@ class SimulatedFiles(FileOps):
             for at in range(0, len(part), _WRITE_BYTES):
                 self._do("write")
                 file.data += part[at : at + _WRITE_BYTES]
-                used_bytes = self._disk.used_bytes
-                assert used_bytes <= self._disk.quota_bytes, f"{used_bytes} bytes on a disk that may have fewer"
+                used_bytes, quota_bytes = self._disk.used_bytes, self._disk.quota_bytes
+                self._process.simulation.require(
+                    used_bytes <= quota_bytes, f"{used_bytes} bytes on a disk that may have {quota_bytes}"
+                )
         self._do("sync")
         file.synced = bytes(file.data)
 

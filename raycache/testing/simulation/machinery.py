@@ -69,6 +69,13 @@ class Simulation:
         """End the run with an error."""
         self._failure = self._failure or error
 
+    def require(self, holds: bool, what: str) -> None:
+        """End the run unless something holds, whatever the code that runs now does with errors."""
+        if not holds:
+            error = AssertionError(what)
+            self.fail(error)
+            raise error
+
     def begin(self, task: Task) -> None:
         """Let a new task run."""
         self._ready.append(task)
@@ -94,7 +101,7 @@ class Simulation:
             self._ready.append(task)
 
     def _switch(self, task: Task) -> bool:
-        assert not task.held, f"{task.name} waits while it holds a lock"
+        self.require(not task.held, f"{task.name} waits while it holds a lock")
         self.hub.switch()
         if not task.process.alive:
             raise Killed
@@ -220,7 +227,7 @@ class Process:
         if not self.alive:
             raise Killed
         assert task is not None, f"{self.name} is to wait outside a task"
-        assert task.process is self, f"{task.name} runs code of {self.name}"
+        self.simulation.require(task.process is self, f"{task.name} runs code of {self.name}")
         return task
 
     def kill(self) -> None:
@@ -265,7 +272,7 @@ class SimulatedLock:
 
     def take(self, task: Task) -> None:
         """Without giving way."""
-        assert self.holder is None, f"{task.name} waits for a lock for ever"
+        self.process.simulation.require(self.holder is None, f"{task.name} waits for a lock for ever")
         self.holder = task
         task.held += 1
 
@@ -314,7 +321,7 @@ class SimulatedCondition:
         """See Condition."""
         process = self._process
         task = process.task()
-        assert self._lock.holder is task, f"{task.name} waits without the lock"
+        process.simulation.require(self._lock.holder is task, f"{task.name} waits without the lock")
         self._lock.__exit__()
         self._waiters.append(task)
         woken = process.wait(timeout)

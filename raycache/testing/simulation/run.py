@@ -144,12 +144,13 @@ class Run:
         if manifest is None or row is None or manifest.etag(row) != etag or running is None or running.tiers is None:
             return
         block_id = manifest.block_id(manifest.pieces(row, start, 1)[0].block)
-        assert running.tiers._kept.get(block_id) is None, f"{process.name} holds {path} and asks the source for it"
+        require = self.simulation.require
+        require(running.tiers._kept.get(block_id) is None, f"{process.name} holds {path} and asks the source for it")
         # A copy whose pull fails, as the first owner has evicted the block meanwhile, is filled from the source.
         if self.cluster.shape.replicas == 1 and not self.faults.history and not self.faults.met:
             owner = rank(block_id, self.cluster.fleet.membership.view.workers)[0].node_id
-            assert process.name.startswith(f"{owner}."), (
-                f"{process.name} asks the source for {path}, which is {owner}'s"
+            require(
+                process.name.startswith(f"{owner}."), f"{process.name} asks the source for {path}, which is {owner}'s"
             )
 
     def _end(self) -> None:

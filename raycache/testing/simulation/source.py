@@ -84,7 +84,9 @@ class SimulatedSource:
         origin, key = self._origin, (self._process, path, etag, start)
         origin.on_request(*key)
         origin.requests += 1
-        assert key not in origin.under_way, f"{self._process.name} asks for {path} from {start} twice at once"
+        self._process.simulation.require(
+            key not in origin.under_way, f"{self._process.name} asks for {path} from {start} twice at once"
+        )
         origin.under_way[key] = length
         try:
             return self._get(path, start, length, etag)
