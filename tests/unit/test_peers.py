@@ -90,6 +90,8 @@ class Fleet:
     def epoch(self) -> None:
         for number in range(BLOCKS):
             assert self.read(self.owner(number), number) == body(number)
+            # With as many fills under way as may be, what is read next is not kept.
+            assert self.members[self.owner(number)][0].settle(10)
         self.settle()
 
     def settle(self) -> None:
