@@ -121,6 +121,9 @@ class Directory:
         self._lock = scheduler.lock()
         self._reads = Lane(READS, READ_DEADLINE_S, "disk-read", scheduler)
         self._writes = Lane(WRITES, WRITE_DEADLINE_S, "disk-write", scheduler)
+        self._leaving: set[bytes] = set()
+        """Blocks whose files are being deleted."""
+        self._free = scheduler.condition(self._lock)
         self._late: set[Reservation] = set()
         """Those whose file is being written by a call that is overdue."""
         self._ledger = Ledger(quota_bytes, accounts)
@@ -326,10 +329,22 @@ class Directory:
         return True
 
     def _remove(self, block_id: bytes) -> None:
-        """Delete a file; while it is on the disk, nothing may be written in its place. Raises OSError."""
-        with suppress(FileNotFoundError):
-            self._files.remove(self._place(block_id)[0])
-        self._forget(block_id)
+        """Delete a file; while it is on the disk, nothing may be written in its place. Raises OSError.
+
+        One at a time for each block: once the first has forgotten it, it may be written anew, and a second one that had
+        begun before would take the new file out of the books. In a lane: when one hangs, so may those that wait for it.
+        """
+        with self._lock:
+            self._free.wait_for(lambda: block_id not in self._leaving)
+            self._leaving.add(block_id)
+        try:
+            with suppress(FileNotFoundError):
+                self._files.remove(self._place(block_id)[0])
+            self._forget(block_id)
+        finally:
+            with self._lock:
+                self._leaving.discard(block_id)
+                self._free.notify_all()
 
     def set_spare(self, block_id: bytes, spare: bool) -> None:
         """See Ledger."""

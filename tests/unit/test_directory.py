@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,22 @@ def test_nothing_is_written_in_the_place_of_a_victim_once_the_directory_has_fail
     directory.cancel(reservation)
     assert files.most_bytes == FILE
     directory.check()
+
+
+def test_a_block_that_is_dropped_twice_at_once_and_written_anew_is_in_the_books(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    directory = make(tmp_path, 1, files=files)
+    assert write(directory, 1)
+    files.hold["remove"] = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        drops = [pool.submit(directory.drop, key(1)) for _ in range(2)]
+        assert files.held.acquire(timeout=10)
+        assert not files.held.acquire(timeout=0.2), "the second waits for the first"
+        files.hold["remove"].set()
+        assert [each.result(10) for each in drops] == [True, True]
+    assert write(directory, 1)
+    assert read(directory, 1) == body(1)
+    assert not write(directory, 2), "there is no room beside it"
 
 
 def test_one_worker_at_a_time(tmp_path: Path) -> None:
