@@ -6,6 +6,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +54,7 @@ class WorkerActor:
         usable = [directory.path for directory in directories if directory.in_service]
         identity = find_identity(usable, lambda: uuid.uuid4().hex)
         tiers = Tiers(Plasma(), quota_bytes, directories, accounts)
-        peers = Peers(RemotePeers(settings.namespace))
+        peers = Peers(RemotePeers(settings.namespace), incarnation=uuid.uuid4().hex)
         self._store = BlockStore(
             tiers, sources, settings.fetch_concurrency, peers=peers,
             limits=SourceLimits(settings.source_requests, settings.source_bytes_per_s),
@@ -62,13 +63,14 @@ class WorkerActor:
         self._tiers = tiers
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         bytes_at = ByteServer(host, self._ranges)
-        self._mover = Mover(self._store, tiers, peers, identity, uuid.uuid4().hex, bytes_at.address)
+        self._mover = Mover(self._store, tiers, peers, identity, bytes_at.address)
         self._tending = Tending(tiers)
         self._store.start()
         self._mover.start()
         self._tending.start()
         bytes_at.start()
         self._watch.start()
+        self._ask_for_a_round()
 
     def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
         """See BlockStore.fetch; with the number of the view that clients should have."""
@@ -134,6 +136,11 @@ class WorkerActor:
     def take(self, giver: str, block: About, timeout_s: float) -> bool:
         """See BlockStore.take."""
         return self._store.take(giver, block, timeout_s)
+
+    def _ask_for_a_round(self) -> None:
+        """Have the master look at its workers now, and introduce this one: its next round may be two seconds away."""
+        with suppress(ValueError, ray.exceptions.RayError):  # there is none just now: the next one begins with a round
+            ray.get_actor(MASTER, namespace=self._settings.namespace).view.remote()
 
     def _access(self, dataset: str) -> SourceAccess:
         def ask() -> SourceAccess:

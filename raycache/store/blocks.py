@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raycache.core.retention import Retention
-from raycache.core.scheduling import THREADS, Scheduler
+from raycache.core.scheduling import THREADS, Condition, Scheduler
 from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
 from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
 from raycache.store.counters import Counters
@@ -103,6 +103,8 @@ class BlockStore:
         ``direct``: another worker asks; what is missing comes from the source, not from a third one.
         """
         deadline = self._scheduler.monotonic() + timeout_s
+        if not self._peers.introduced and not all(self.tiers.has(request.block_id) for request in requests):
+            self._peers.await_introduction(timeout_s)
         with self._lock:
             self._counters.reads += len(requests)
             self._counters.hedged += sum(request.hedged for request in requests)
@@ -173,7 +175,7 @@ class BlockStore:
         flight = self._flights.get(plan.block_id)
         if flight is not None and flight.filling:
             return "coming"
-        if self._filling >= FILLS_MAX - FILLS_LEFT:
+        if self._filling >= FILLS_MAX - FILLS_LEFT or not self._peers.introduced:
             return "wait"
         if flight is not None and flight.has_failed and flight.idle and not flight.waiters:
             self._probe_bytes -= flight.fetched_bytes  # to be tried anew as a whole
@@ -335,14 +337,15 @@ class BlockStore:
                     job = self._queue.next(self._scheduler.monotonic())
             self._fetch_part(job)
 
+    def _next(self, flights: deque[Flight], there: Condition) -> Flight | None:
+        """The next one of a queue, waited for; None at the end."""
+        with self._lock:
+            while not flights and not self._stopping:
+                there.wait()
+            return None if self._stopping else flights.popleft()
+
     def _pull_loop(self) -> None:
-        while True:
-            with self._lock:
-                while not self._pulls and not self._stopping:
-                    self._pulled.wait()
-                if self._stopping:
-                    return
-                flight = self._pulls.popleft()
+        while (flight := self._next(self._pulls, self._pulled)) is not None:
             block = self._peers.pull(flight.plan.block_id)
             with self._lock:
                 self._end_pull(flight, block)
@@ -448,13 +451,7 @@ class BlockStore:
         self._queue.end_fill(flight)
 
     def _seal_loop(self) -> None:
-        while True:
-            with self._lock:
-                while not self._complete and not self._stopping:
-                    self._seals.wait()
-                if self._stopping:
-                    return
-                flight = self._complete.popleft()
+        while (flight := self._next(self._complete, self._seals)) is not None:
             self._seal(flight)
 
     def _seal(self, flight: Flight) -> None:

@@ -40,7 +40,6 @@ class Mover:
         tiers: Tiers,
         peers: Peers,
         identity: str | None,
-        incarnation: str,
         bytes_at: str = "",
         scheduler: Scheduler = THREADS,
     ) -> None:
@@ -48,7 +47,6 @@ class Mover:
         self._tiers = tiers
         self._peers = peers
         self._identity = identity
-        self._incarnation = incarnation
         self._bytes_at = bytes_at
         self._scheduler = scheduler
         self._memory_bytes = tiers.memory_quota_bytes
@@ -58,7 +56,6 @@ class Mover:
         """Blocks to tell others of, with their dataset where it is known."""
         self._moves: deque[tuple[str, bytes]] = deque()
         self._busy = 0
-        self._settled = 0
         self._stopping = False
         store.on_sealed = self.sealed
 
@@ -81,7 +78,7 @@ class Mover:
     @property
     def settled(self) -> int:
         """Number of the newest view that all workers know: clients with an older one should ask for it."""
-        return self._settled
+        return self._peers.settled
 
     def adopt(self, view: View, me: str | None, settled: int) -> Report:
         """Go on with a view in which this worker has the id ``me``; what has moved is offered before this returns.
@@ -97,7 +94,7 @@ class Mover:
                 self._tell(self._tiers.held())
             finally:
                 self._done()
-        self._settled = max(self._settled, min(settled, self._peers.view.number))
+        self._peers.settle(settled)
         return self.report()
 
     def report(self) -> Report:
@@ -106,7 +103,7 @@ class Mover:
             moving = len(self._news) + len(self._moves) + self._busy
         return Report(
             self._identity,
-            self._incarnation,
+            self._peers.incarnation or "",
             self._memory_bytes,
             self._tiers.capacity_bytes,
             self._peers.view.number,

@@ -5,11 +5,15 @@ A miss on a block that was offered is answered from there, whole, before the sou
 had costs no question. Of the workers that a block lies on only the first asks the source; the others, and those whose
 client has an old view, read through it.
 
+A worker that has just started knows nothing of this: it is *introduced* when all workers know a view with it in, and so
+have told it what they hold for it. Until then it asks no source; not for long, as whoever tells it may have died too.
+
 Threading: safe. Calls are made outside the lock.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +31,9 @@ PEER_S = 5.0
 """Deadline of one question to another worker; then the source is asked."""
 GONE_S = 10.0
 """How long a worker that was gone or silent is not asked again."""
+INTRODUCTION_S = 5.0
+"""How long after its start a worker waits to be introduced; then it asks the source for what it lacks."""
+_log = logging.getLogger("raycache.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +90,60 @@ class NoPeers:
 class Peers:
     """See the module. Until a view is adopted every block is this worker's own."""
 
-    def __init__(self, calls: PeerCalls | None = None, scheduler: Scheduler = THREADS) -> None:
+    def __init__(
+        self, calls: PeerCalls | None = None, scheduler: Scheduler = THREADS, incarnation: str | None = None
+    ) -> None:
+        """``incarnation``: of this worker, by which it finds itself in views; None where nobody introduces it."""
         self.calls: PeerCalls = calls or NoPeers()
         self.me = ""
         self.view = View()
+        self.settled = 0
+        """Number of the newest view that all workers know, as far as this one knows it as well."""
+        self.incarnation = incarnation
         self._scheduler = scheduler
         self._lock = scheduler.lock()
+        self._introduction = scheduler.condition(self._lock)
+        self._introduced = incarnation is None
+        self._introduced_by = scheduler.monotonic() + INTRODUCTION_S
+        self._known_since: int | None = None
+        """Number of the first view with this incarnation in."""
         self._offers: OrderedDict[bytes, str] = OrderedDict()
         self._gone: dict[str, float] = {}
 
     def adopt(self, view: View, me: str) -> bool:
         """Go on with a later view, in which this worker has the id ``me``. False when it is known already."""
         with self._lock:
-            if view.number <= self.view.number or view.find(me) is None:
+            found = view.find(me)
+            if view.number <= self.view.number or found is None:
                 return False
             old, self.view, self.me = self.view, view, me
+            if self._known_since is None and found.incarnation == self.incarnation:
+                self._known_since = view.number
             self._gone = {gone: until for gone, until in self._gone.items() if old.find(gone) == view.find(gone)}
             return True
+
+    def settle(self, number: int) -> None:
+        """All workers know the view of this number, and have said what they hold for others."""
+        with self._lock:
+            self.settled = max(self.settled, min(number, self.view.number))
+            if self._known_since is not None and self.settled >= self._known_since:
+                self._introduced = True
+                self._introduction.notify_all()
+
+    @property
+    def introduced(self) -> bool:
+        """Whether this worker knows what others have for it, or should have been told by now. Quick."""
+        return self._introduced or self._scheduler.monotonic() >= self._introduced_by
+
+    def await_introduction(self, timeout_s: float) -> None:
+        """Wait until it is introduced, or for so long."""
+        with self._lock:
+            left_s = self._introduced_by - self._scheduler.monotonic()
+            self._introduction.wait_for(lambda: self.introduced, min(timeout_s, left_s))
+            if self._introduced or not self.introduced:
+                return
+            self._introduced = True
+        _log.warning("nobody has said within %g s what others hold: the source is asked for all of it", INTRODUCTION_S)
 
     def owners(self, block_id: bytes, dataset: str | None) -> list[Worker]:
         """The workers that a block lies on; None for ``dataset``: not known."""

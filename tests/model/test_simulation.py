@@ -15,6 +15,7 @@ from raycache.core.blockfile import Header
 from raycache.store.blocks import BlockStore
 from raycache.store.flight import Flight
 from raycache.store.ledger import Ledger
+from raycache.store.peers import Peers
 from raycache.store.tiers import Tiers
 from raycache.testing.simulation.machinery import SimulatedCondition
 from raycache.testing.simulation.run import Failure, Run, simulate
@@ -29,9 +30,10 @@ def test_nothing_that_goes_wrong_breaks_a_promise() -> None:
     assert {kind for outcome in outcomes for kind in outcome.met} == set(outcomes[0].known), "every fault was met"
 
 
-REGRESSIONS = [202937, 301867]
-"""Seeds that found a bug once: a block written in the place of victims that a failed directory had kept; a node that
-was let go as drained when the one that had its blocks had just died."""
+REGRESSIONS = [202937, 301867, 1012924]
+"""Seeds that failed once: a block was written in the place of victims that a failed directory had kept; a node was let
+go as drained when the one that had its blocks had just died; a hedged read was taken for one that asks the wrong one.
+"""
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
@@ -136,18 +138,27 @@ def keep_zeros_where_a_part_failed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flight, "holes", lambda self: ())
 
 
+def ask_before_the_introduction(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Peers, "await_introduction", lambda self, timeout_s: None)
+
+
+def forget_what_others_offer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Peers, "offered", lambda self, giver, block_ids: None)
+
+
 def remember_failures_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flight, "forget_failure", lambda self, number: None)
 
 
 MUTATIONS = [
     leak_a_reservation, skip_the_etag_check, skip_the_checksums, admit_beyond_the_quota, lose_wakeups,
-    fetch_parts_twice, keep_zeros_where_a_part_failed, remember_failures_for_ever,
+    fetch_parts_twice, keep_zeros_where_a_part_failed, remember_failures_for_ever, ask_before_the_introduction,
+    forget_what_others_offer,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("break_it", MUTATIONS, ids=lambda break_it: break_it.__name__)
 def test_broken_code_is_found(break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     break_it(monkeypatch)
-    kinds = ("disk flips",) if break_it is skip_the_checksums else None
+    kinds = {skip_the_checksums: ("disk flips",), forget_what_others_offer: ("kill worker",)}.get(break_it)
     assert first_failure(300, kinds)

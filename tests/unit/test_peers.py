@@ -59,19 +59,25 @@ class Fleet:
         self.calls: Counter[str] = Counter()
         self.before: Callable[[str], None] = lambda method: None
 
-    def add(self, name: str, quota_blocks: int = BLOCKS) -> BlockStore:
+    def add(self, name: str, quota_blocks: int = BLOCKS, *, new: bool = False) -> BlockStore:
+        """``new``: it waits to be introduced, by views in which it is ``fresh``."""
         tiers = Tiers(PlainMemory(), quota_blocks * BLOCK_BYTES)
-        peers = Peers(self)
+        peers = Peers(self, incarnation=f"{name} is new" if new else None)
         store = BlockStore(tiers, self.source, 2, peers=peers)  # type: ignore[arg-type]
-        mover = Mover(store, tiers, peers, None, name)
+        mover = Mover(store, tiers, peers, None)
         store.start()
         mover.start()
         self.members[name] = store, mover, tiers
         return store
 
-    def tell(self, names: str, replicas: int = 1, draining: str = "") -> None:
+    def tell(self, names: str, replicas: int = 1, draining: str = "", fresh: str = "") -> None:
         """A new view, known to all that are in it."""
-        workers = tuple(Worker(name, 1, node_id=name, draining=name in draining) for name in names)
+        workers = tuple(
+            Worker(
+                name, 1, node_id=name, draining=name in draining, incarnation=f"{name} is new" if name in fresh else ""
+            )
+            for name in names
+        )
         self.view = View(self.view.number + 1, workers, (("data", replicas),) if replicas > 1 else ())
         for name in names:
             self.members[name][1].adopt(self.view, name, self.view.number)
@@ -146,7 +152,7 @@ class _Calls:
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     fleet = Fleet()
     real = Peers.__init__
-    monkeypatch.setattr(Peers, "__init__", lambda self, calls, *rest: real(self, _Calls(calls), *rest))
+    monkeypatch.setattr(Peers, "__init__", lambda self, calls, **more: real(self, _Calls(calls), **more))
     yield fleet
     for store, mover, _ in fleet.members.values():
         store.check()
@@ -338,3 +344,38 @@ def test_the_second_in_line_keeps_what_it_reads_while_the_first_is_away(fleet: F
     for number in numbers:
         assert fleet.read("b", number) == body(number)
     assert sum(fleet.source.asked.values()) == asked
+
+
+def restarted(fleet: Fleet) -> None:
+    """Two workers with all blocks, and a new one in the place of the second that was not told of anything yet."""
+    for name in "ab":
+        fleet.add(name)
+    fleet.tell("ab", replicas=2)
+    fleet.epoch()
+    store, mover, _ = fleet.members.pop("b")
+    mover.stop()
+    store.stop()
+    fleet.source.asked.clear()
+    fleet.add("b", new=True)
+
+
+def test_who_was_just_started_waits_to_be_told_who_has_its_blocks(fleet: Fleet) -> None:
+    restarted(fleet)
+    store, mover, _ = fleet.members["b"]
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(fleet.read, "b", 7)
+        assert store.load([plan(8).pack()]) == ["wait"]
+        mover.adopt(fleet.view, "b", fleet.view.number)  # in which it is the one before it
+        assert store.load([plan(8).pack()]) == ["wait"]
+        assert not early.done()
+        fleet.tell("ab", replicas=2, fresh="b")
+        assert early.result(10) == body(7)
+    fleet.epoch()
+    assert not fleet.source.asked
+
+
+def test_who_is_told_nothing_goes_on_after_a_while(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raycache.store.peers.INTRODUCTION_S", 0.05)
+    restarted(fleet)
+    assert fleet.read("b", 7) == body(7)
+    assert sum(fleet.source.asked.values()) == 3

@@ -85,6 +85,9 @@ class RunningWorker:
     memory: SimulatedMemory
     store: BlockStore | None = None
     tiers: Tiers | None = None
+    peers: Peers | None = None
+    offered: set[bytes] | None = None
+    """What others held when it was introduced, once it is, and it has not held since."""
     mover: Mover | None = None
 
     def store_when_open(self) -> BlockStore:
@@ -175,12 +178,13 @@ class Cluster:
             directories[0].open()
         running.tiers = Tiers(running.memory, shape.memory_bytes, directories, accounts, process)
         source: Any = SimulatedSource(process, self.origin)
-        peers = Peers(SimulatedPeers(self, process, node.name), process)
+        peers = Peers(SimulatedPeers(self, process, node.name), process, process.name)
         store = BlockStore(running.tiers, source, 3, process, peers)
-        mover = Mover(store, running.tiers, peers, None, process.name, scheduler=process)
+        mover = Mover(store, running.tiers, peers, None, scheduler=process)
         store.start()
         mover.start()
-        running.store, running.mover = store, mover
+        running.store, running.mover, running.peers = store, mover, peers
+        self.network.begin((node.name, process), ("master", self.master), self.fleet.view, "view")
 
     def start_master(self) -> None:
         """Start the master, unless there is one. What it has published, it finds again."""

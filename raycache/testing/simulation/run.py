@@ -133,11 +133,22 @@ class Run:
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
             running.store.check()
+        self._note_introduction(running)
         assert len(running.store._flights) <= PROBES_MAX
         assert running.store._probe_bytes <= PROBE_BYTES
 
+    def _note_introduction(self, running: RunningWorker) -> None:
+        if running.offered is None and running.peers is not None and running.peers._introduced:
+            running.offered = self._held_by_others(running)
+        if running.offered:
+            running.offered -= _held(running)
+
+    def _held_by_others(self, running: RunningWorker) -> set[bytes]:
+        return {held for one in self.cluster.workers.values() if one is not running for held in _held(one)}
+
     def _on_request(self, process: Process, path: str, etag: str, start: int) -> None:
-        """A worker asks the source: for nothing that it holds, and in quiet times for nothing that another one owns."""
+        """A worker asks the source: for nothing that it holds, and in quiet times for nothing that another one owns.
+        One that was killed and is there again asks for nothing that others have held for it all the while."""
         self.simulation.note(f"source: {path} {etag} from {start}")
         manifest, running = self.cluster.manifest, self.cluster.workers.get(process)
         row = None if manifest is None else manifest.find(path.encode())
@@ -146,8 +157,15 @@ class Run:
         block_id = manifest.block_id(manifest.pieces(row, start, 1)[0].block)
         require = self.simulation.require
         require(running.tiers._kept.get(block_id) is None, f"{process.name} holds {path} and asks the source for it")
-        # A copy whose pull fails, as the first owner has evicted the block meanwhile, is filled from the source.
-        if self.cluster.shape.replicas == 1 and not self.faults.history and not self.faults.met:
+        assert running.peers is not None
+        require(running.peers.introduced, f"{process.name} asks the source for {path} before it knows who has it")
+        if [fault.kind for fault in self.faults.history] == ["kill worker"] and block_id in (running.offered or ()):
+            there = block_id in self._held_by_others(running)
+            require(not there, f"{process.name} asks the source for {path}, which another one has for it")
+        # A copy whose pull fails, as the first owner has evicted the block meanwhile, is filled from the source; and
+        # whoever is asked in the place of one that has much to do asks the source.
+        hedged = any(client.reader.asker.hedging.hedges for client in self.clients)
+        if self.cluster.shape.replicas == 1 and not (hedged or self.faults.history or self.faults.met):
             owner = rank(block_id, self.cluster.fleet.membership.view.workers)[0].node_id
             require(
                 process.name.startswith(f"{owner}."), f"{process.name} asks the source for {path}, which is {owner}'s"
@@ -159,6 +177,12 @@ class Run:
         self.cluster.kill_master()
         for node in self.cluster.nodes.values():
             self.cluster.kill_worker(node)
+
+
+def _held(running: RunningWorker) -> set[bytes]:
+    """Ids of the blocks that a worker has, between two steps of it."""
+    tiers = running.tiers
+    return set() if tiers is None else set(tiers._kept).union(*(each._ledger._held for each in tiers._directories))
 
 
 def _shape(random: Random, total_bytes: int) -> Shape:
