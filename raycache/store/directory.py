@@ -26,7 +26,6 @@ import errno
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -291,8 +290,11 @@ class Directory:
         except Overdue:
             return None
         except BadFile as error:
-            if self._files.is_gone(block.fd):
-                return None  # dropped while it was read: what is missing was cut off by us
+            if self._files.is_gone(block.fd):  # dropped while it was read: what is missing was cut off by us
+                with self._lock:
+                    if self._open.get(block.header.block_id) is block:
+                        del self._open[block.header.block_id]
+                return None
             with self._lock:
                 self._figures.corrupt += 1
             self._discard(block.header.block_id, error)
@@ -331,18 +333,23 @@ class Directory:
     def _remove(self, block_id: bytes) -> None:
         """Delete a file; while it is on the disk, nothing may be written in its place. Raises OSError.
 
-        One at a time for each block: once the first has forgotten it, it may be written anew, and a second one that had
-        begun before would take the new file out of the books. In a lane: when one hangs, so may those that wait for it.
+        Nobody else takes a block out of the books, and this one at a time: once it is out it may be written anew, and
+        who had begun before would take out the new one. In a lane: when one hangs, so may those that wait for it.
         """
         with self._lock:
             self._free.wait_for(lambda: block_id not in self._leaving)
             self._leaving.add(block_id)
         try:
-            with suppress(FileNotFoundError):
-                self._files.remove(self._place(block_id)[0])
-            self._forget(block_id)
+            self._files.remove(self._place(block_id)[0])
+            with self._lock:
+                self._open.pop(block_id, None)
+                self._ledger.drop(block_id)
+        except FileNotFoundError:
+            pass  # it is in no books
         finally:
             with self._lock:
+                if self._looking:
+                    self._dropped.add(block_id)
                 self._leaving.discard(block_id)
                 self._free.notify_all()
 
@@ -419,7 +426,7 @@ class Directory:
         except Overdue:
             return None
         except FileNotFoundError:
-            self._forget(block_id)
+            self.drop(block_id)
         except BadFile as error:
             with self._lock:
                 self._figures.torn += 1
@@ -457,13 +464,6 @@ class Directory:
 
     def _path(self, block_id: bytes, origin: Origin) -> Path:
         return file_path(self.path, block_id, key_of(origin))
-
-    def _forget(self, block_id: bytes) -> None:
-        with self._lock:
-            self._open.pop(block_id, None)
-            self._ledger.drop(block_id)
-            if self._looking:
-                self._dropped.add(block_id)
 
     def _discard(self, block_id: bytes, error: BadFile) -> None:
         _log.warning("%s: block %s: %s; it is dropped and fetched again", self.path, block_id.hex(), error)

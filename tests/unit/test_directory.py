@@ -82,6 +82,7 @@ class FaultyFiles(FileOps):
     def remove(self, path: Path) -> None:
         self._maybe("remove")
         super().remove(path)
+        self._maybe("removed")
 
 
 class Clock(Threads):
@@ -292,16 +293,35 @@ def test_a_block_that_is_dropped_twice_at_once_and_written_anew_is_in_the_books(
     files = FaultyFiles()
     directory = make(tmp_path, 1, files=files)
     assert write(directory, 1)
-    files.hold["remove"] = threading.Event()
+    files.hold["removed"] = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         drops = [pool.submit(directory.drop, key(1)) for _ in range(2)]
         assert files.held.acquire(timeout=10)
         assert not files.held.acquire(timeout=0.2), "the second waits for the first"
-        files.hold["remove"].set()
+        files.hold["removed"].set()
         assert [each.result(10) for each in drops] == [True, True]
     assert write(directory, 1)
     assert read(directory, 1) == body(1)
     assert not write(directory, 2), "there is no room beside it"
+
+
+def test_a_reader_that_finds_a_file_gone_gives_no_bytes_back_before_they_are_free(tmp_path: Path) -> None:
+    before = make(tmp_path, 1)
+    assert write(before, 1)
+    before.close()
+    files = FaultyFiles()
+    directory = make(tmp_path, 1, files=files)
+    files.hold["removed"] = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        drop = pool.submit(directory.drop, key(1))
+        assert files.held.acquire(timeout=10)
+        reader = pool.submit(directory.find, key(1))
+        assert not files.held.acquire(timeout=0.2)
+        assert directory.reserve(key(1), SIZE, ORIGIN) is None
+        files.hold["removed"].set()
+        assert (drop.result(10), reader.result(10)) == (True, None)
+    assert write(directory, 1)
+    assert read(directory, 1) == body(1)
 
 
 def test_one_worker_at_a_time(tmp_path: Path) -> None:
