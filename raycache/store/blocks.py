@@ -261,6 +261,8 @@ class BlockStore:
     def _finish(self, request: Fetch, step: Answer | Flight | None, deadline: float, direct: bool) -> Answer:
         """Read from disk or wait for the source, where ``_begin`` could not answer."""
         answer = self._read_stored(request) if step is None else step
+        if answer is None:  # what was here is here no more
+            self._peers.await_introduction(deadline - self._scheduler.monotonic())
         with self._lock:
             if answer is None:
                 answer = self._begin(request, direct)

@@ -137,6 +137,8 @@ class Peers:
 
     def await_introduction(self, timeout_s: float) -> None:
         """Wait until it is introduced, or for so long."""
+        if self._introduced:
+            return
         with self._lock:
             left_s = self._introduced_by - self._scheduler.monotonic()
             self._introduction.wait_for(lambda: self.introduced, min(timeout_s, left_s))
