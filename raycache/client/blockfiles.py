@@ -8,14 +8,17 @@ looks at the file itself and draws the consequence - a block that is damaged is 
   short as well (``store.fileops``), so that a descriptor held here keeps no bytes from the worker's quota.
 * Large reads go past the page cache (O_DIRECT): they are read once per epoch, the kernel keeps them for the mount
   anyway, and they are faster. Small ones go through it, as their neighbours are likely to be read next.
-* All calls to the disk are made in a Lane. One that hangs is left alone, and reads go on through the worker.
+* Calls to the disk are made in a Lane, or by the kernel beside the caller (``diskreads``), who polls for their end. One
+  that hangs is left alone, and reads go on through the worker.
 
-Bounds: headers in bytes, descriptors in number, least recently used out first. Threading: safe.
+Bounds: headers in bytes, descriptors in number, least recently used out first; reads under way. Threading: safe, but
+for ``begin`` and ``ended``, which belong to one thread.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 from collections import OrderedDict
@@ -26,9 +29,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from raycache.client.diskreads import DiskReads
 from raycache.core import blockfile
 from raycache.core.blockfile import PAGE_BYTES, BadFile, Header
-from raycache.core.lane import Lane
+from raycache.core.lane import Lane, Overdue
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Filed
 
@@ -40,10 +44,13 @@ DIRECT_BYTES = 64 * 1024
 """Reads of this size go past the page cache."""
 READS_AT_ONCE = 16
 """Reads under way: enough to keep an SSD busy."""
+BEGUN_AT_ONCE = 64
+"""Reads begun and not ended: as many as readers wait for, and a few megabytes each at most."""
 DEADLINE_S = 5.0
 """A disk that takes longer is taken to hang."""
 PAUSE_S = 10.0
 """How long a worker is not asked for names after one of its files could not be opened, as from another container."""
+_log = logging.getLogger("raycache.client")
 
 
 class Piece(NamedTuple):
@@ -59,6 +66,8 @@ class _Descriptor:
     """Closed with the last reference: a read under way keeps its own."""
 
     fd: int
+    direct: bool = False
+    """Whether it goes past the page cache: some file systems know no O_DIRECT."""
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -73,6 +82,29 @@ class _Known:
     """Inode and time of change of the file when it was first opened: another file of that name has others."""
     direct: _Descriptor | None = None
     plain: _Descriptor | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Begun:
+    """A read under way, for the caller to tell from others."""
+
+    piece: Piece
+    since: float
+    _known: _Known
+    _descriptor: _Descriptor
+    _start: int
+    _data: memoryview
+    _late: bool = False
+
+    def checked(self, outcome: int) -> memoryview | None:
+        """The bytes, if all of them came and are those that were written."""
+        if outcome < len(self._data):
+            return None
+        try:
+            self._known.header.check(self._start, self._data)
+        except BadFile:
+            return None
+        return self._data[self.piece.offset - self._start : self.piece.offset - self._start + self.piece.length]
 
 
 class BlockFiles:
@@ -97,6 +129,12 @@ class BlockFiles:
         self.callers_may_hang = False
         """Whether those who read are threads that can be left to a disk that hangs, as a gateway's: then reads of one
         range are made in them, without a hand-over to the lane's."""
+        self._reads: DiskReads | None = None
+        self._beside = False
+        """Whether reads are begun: the kernel makes them, and so does the file system."""
+        self._begun: dict[int, Begun] = {}
+        self._late = 0
+        """Of them, those that did not end in time."""
         self.reads = 0
         """Ranges read here, for figures; a lost update under contention does not matter."""
 
@@ -123,7 +161,73 @@ class BlockFiles:
     @property
     def hanging(self) -> bool:
         """Whether a read of the disk is overdue; until it has come back, all others go through the worker."""
-        return bool(self._lane.overdue)
+        return bool(self._lane.overdue or self._late)
+
+    def begin_beside(self) -> int | None:
+        """Have reads begun from now on, by one thread: the descriptor that can be read when some have ended. None where
+        the kernel makes no such reads."""
+        try:
+            self._reads = self._reads or DiskReads(BEGUN_AT_ONCE)
+        except OSError as error:
+            self._stop_beginning(error)
+            return None
+        self._beside = True
+        return self._reads.fd
+
+    def begin(self, piece: Piece) -> Begun | None:
+        """Begin to read a range, where that needs no waiting; ``ended`` has it later. None: it is to be ``read``."""
+        with self._lock:
+            known = self._known.get(piece.block_id)
+            descriptor = None if known is None else known.direct
+            if not self._beside or known is None or descriptor is None or not descriptor.direct or self.hanging:
+                return None
+            if known.header.meets_hole(piece.offset, piece.length):
+                return None
+            self._known.move_to_end(piece.block_id)
+            if piece.block_id in self._open:
+                self._open.move_to_end(piece.block_id)
+            self._read_of.setdefault(known.worker_id, set()).add(piece.block_id)
+        start, stop = known.header.chunks(piece.offset, piece.length)
+        if stop - start < DIRECT_BYTES:
+            return None
+        memory, address = _page_aligned(stop - start)
+        assert self._reads is not None
+        try:
+            ticket = self._reads.begin(descriptor.fd, memory, address, known.header.header_bytes + start)
+        except OSError as error:
+            self._stop_beginning(error)
+            return None
+        if ticket is None:
+            return None
+        begun = Begun(piece, self._clock(), known, descriptor, start, memory[: stop - start])
+        self._begun[ticket] = begun
+        return begun
+
+    def ended(self) -> list[tuple[Begun, memoryview | None]]:
+        """Reads that have ended, each once, with checked bytes; None where it is to be ``read``, as it did not end in
+        time or not well: that will show what is wrong."""
+        found: list[tuple[Begun, memoryview | None]] = []
+        for ticket, outcome in self._reads.ended() if self._reads is not None else ():
+            begun = self._begun.pop(ticket)
+            self._late -= begun._late
+            if outcome in (-errno.EOPNOTSUPP, -errno.EINVAL):
+                self._stop_beginning(OSError(-outcome, os.strerror(-outcome)))
+            if not begun._late:
+                data = begun.checked(outcome)
+                self.reads += data is not None
+                found.append((begun, data))
+        for begun in self._begun.values():  # oldest first
+            if self._clock() - begun.since <= DEADLINE_S:
+                break
+            if not begun._late:
+                begun._late = True
+                self._late += 1
+                found.append((begun, None))
+        return found
+
+    def _stop_beginning(self, error: OSError) -> None:
+        _log.info("each read of a block file takes a thread, as the kernel makes none beside it: %s", error)
+        self._beside = False
 
     def knows(self, block_id: bytes) -> bool:
         """Whether a worker said where a block lies."""
@@ -141,7 +245,12 @@ class BlockFiles:
                     self._read_of.setdefault(known.worker_id, set()).add(piece.block_id)
                     asked.append((at, known))
         calls = [partial(self._read, known, pieces[at]) for at, known in asked]
-        answers = [self._here(calls[0])] if self.callers_may_hang and len(calls) == 1 else self._lane.call_all(calls)
+        if self._late:
+            answers: Sequence[memoryview | BaseException] = [Overdue() for _ in calls]
+        elif self.callers_may_hang and len(calls) == 1:
+            answers = [self._here(calls[0])]
+        else:
+            answers = self._lane.call_all(calls)
         for (at, known), answer in zip(asked, answers, strict=True):
             if isinstance(answer, memoryview):
                 found[at] = answer
@@ -162,7 +271,7 @@ class BlockFiles:
         start, stop = header.chunks(piece.offset, piece.length)
         direct = stop - start >= DIRECT_BYTES
         descriptor = (known.direct if direct else known.plain) or self._open_file(known, piece.block_id, direct)
-        data = _page_aligned(stop - start)
+        data, _ = _page_aligned(stop - start)
         done = 0
         while done < stop - start:
             count = self._preadv(descriptor.fd, [data[done:]], header.header_bytes + start + done)
@@ -176,7 +285,7 @@ class BlockFiles:
     def _open_file(self, known: _Known, block_id: bytes, direct: bool) -> _Descriptor:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            descriptor = _Descriptor(os.open(known.path, flags | (os.O_DIRECT if direct else 0)))
+            descriptor = _Descriptor(os.open(known.path, flags | (os.O_DIRECT if direct else 0)), direct)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -215,9 +324,10 @@ class BlockFiles:
             self._open.pop(block_id, None)
 
 
-def _page_aligned(size_bytes: int) -> memoryview:
-    """Memory for whole pages, as O_DIRECT wants it; not cleared."""
+def _page_aligned(size_bytes: int) -> tuple[memoryview, int]:
+    """Memory for whole pages, as O_DIRECT wants it, and its address; not cleared."""
     whole = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
     memory = np.empty(whole + PAGE_BYTES, np.uint8)
-    skip = -memory.ctypes.data % PAGE_BYTES
-    return memory.data[skip : skip + whole]
+    address = memory.ctypes.data
+    skip = -address % PAGE_BYTES
+    return memory.data[skip : skip + whole], address + skip

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 from raycache.client.asking import Asker, Want
-from raycache.client.blockfiles import BlockFiles, Piece
+from raycache.client.blockfiles import Begun, BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
 from raycache.core.manifest import Manifest
@@ -122,6 +122,17 @@ class Reader:
                 return None
             found.append(view)
         return _joined(found)
+
+    def begin(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer | Begun | None:
+        """The bytes if views held here have them all; else a read of a block file, begun, see BlockFiles; None where
+        ``read`` is needed. Never waits."""
+        wants = list(_wants(manifest, row, offset, length))
+        found = [self.views.read(want) for want in wants]
+        if len(wants) == 1 and found[0] is None:
+            (want,) = wants
+            return self.files.begin(Piece(want.block_id, want.offset, want.length))
+        held = [view for view in found if view is not None]
+        return _joined(held) if len(held) == len(wants) else None
 
     def read(self, manifest: Manifest, row: int, offset: int, length: int) -> Buffer:
         """``length`` bytes from ``offset`` of a row, fewer at its end.

@@ -12,7 +12,8 @@ Invariants
 * A request has all that is needed to answer it: there are no handles, and an inode number says where its row is. So
   any process with the same manifests can answer what this one left open.
 * Each request is answered once, except FORGET and its kind, which nobody waits for.
-* What the vfs has in memory is answered by the serving thread; all else goes to ``misses``.
+* What the vfs has in memory is answered by the serving thread, and so are reads of block files, which the kernel makes
+  beside it; all else goes to ``misses``, reads that do not end well or in time too.
 
 Threading: one thread calls ``serve``. ``stop`` and ``invalidate`` may be called from any other, never from one that
 answers requests: an invalidation may wait for locks that are held until an answer comes. While it serves, threads of
@@ -33,6 +34,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 
+from raycache.client.blockfiles import Begun
 from raycache.core import paths
 from raycache.core.values import Buffer
 from raycache.errors import MountError, NotFound
@@ -44,8 +46,8 @@ from raycache.fuse.wire import Agreed, Malformed, Op, Request
 
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[Request, bool], Buffer]
-"""Body of the answer to a request; the second argument is whether it may wait."""
+Answer = Callable[[Request, bool], Buffer | None]
+"""Body of the answer to a request, None where it comes later; the second argument is whether it may wait."""
 
 SWITCH_S = 0.0002
 """How long a thread of ``misses`` may keep the interpreter from the serving one. With Python's own 5 ms, four busy
@@ -56,6 +58,9 @@ LOOK_S = 60e-6
 processor takes longer than to answer: one reader of small files got 13,000 a second without this, 24,000 with it."""
 IN_A_ROW_S = 200e-6
 """Requests as near as this come from a program that goes from one to the next; after a lone one nobody looks."""
+
+OVERDUE_LOOK_MS = 1000
+"""How often to look whether a read of a block file has been under way for too long."""
 
 _SILENT = frozenset({int(Op.FORGET), int(Op.BATCH_FORGET)})
 _WRITES: tuple[int, ...] = (
@@ -96,6 +101,8 @@ class KernelSession:
         self._stopped = False
         self._lock = threading.Lock()
         self._wake: int | None = None
+        self._reads: dict[Begun, Request] = {}
+        """Reads of block files under way."""
         vfs.threads_may_hang()
         self._misses = Misses(self._answer_late, self._answer_never, limits or Limits(), hanging=vfs.is_disk_hanging)
         self._answers: dict[int, Answer] = {
@@ -124,6 +131,9 @@ class KernelSession:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        reads = self._vfs.begin_beside()
+        if reads is not None:
+            poll.register(reads, select.POLLIN)
         switch_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
@@ -140,11 +150,17 @@ class KernelSession:
         view, into = memoryview(buffer), [buffer]
         answered = look_until = 0.0
         while not self._stopped:
-            if not poll.poll(0):
+            ready = poll.poll(0)
+            if not ready:
                 if time.monotonic() < look_until:
                     os.sched_yield()
                     continue
-                poll.poll()
+                ready = poll.poll(OVERDUE_LOOK_MS if self._reads else None)
+            if self._reads and self._end_reads():
+                answered = time.monotonic()
+            if all(each != fd for each, _ in ready):
+                look_until = answered + LOOK_S if not self._reads else 0.0
+                continue
             try:
                 length = os.readv(fd, into)
             except OSError as error:
@@ -157,7 +173,7 @@ class KernelSession:
             in_a_row = time.monotonic() - answered < IN_A_ROW_S
             self.dispatch(view, length)
             answered = time.monotonic()
-            look_until = answered + LOOK_S if in_a_row else 0.0
+            look_until = answered + LOOK_S if in_a_row and not self._reads else 0.0
         return Ended.STOPPED
 
     def stop(self) -> None:
@@ -206,14 +222,37 @@ class KernelSession:
         except Exception as error:  # noqa: BLE001  whatever it is, someone waits for an answer
             self._refuse(request.unique, self._failed(request, error))
         else:
-            self._reply(request.unique, body)
+            if body is not None:
+                self._reply(request.unique, body)
+
+    def _end_reads(self) -> bool:
+        """Answer reads of block files that have ended; whether there were any."""
+        ended = self._vfs.ended()
+        for begun, data in ended:
+            request = self._reads.pop(begun, None)
+            if request is None:
+                continue  # its program is being killed
+            if data is None:
+                self._misses.submit(request)
+            else:
+                self._reply(request.unique, data)
+        return bool(ended)
+
+    def _interrupt(self, unique: int) -> None:
+        """Give a request up if its program is being killed; ``misses`` look after that."""
+        for begun, request in self._reads.items():
+            if request.unique == unique:
+                del self._reads[begun]
+                self._misses.submit(request)
+                break
+        self._misses.interrupt(unique)
 
     def _dispatch_rest(self, request: Request) -> None:
         opcode = request.opcode
         if opcode in _SILENT:
             return
         if opcode == Op.INTERRUPT:
-            self._misses.interrupt(request.target)
+            self._interrupt(request.target)
         elif opcode == Op.DESTROY:
             self._reply(request.unique, b"")
         else:
@@ -223,6 +262,7 @@ class KernelSession:
         """In a thread of ``misses``: answer with waiting."""
         try:
             body = self._answers[request.opcode](request, True)
+            assert body is not None
         except Exception as error:  # noqa: BLE001  as in dispatch
             number = self._failed(request, error)
             if self._misses.claim(request.unique):
@@ -255,8 +295,14 @@ class KernelSession:
     def _getattr(self, request: Request, wait: bool) -> Buffer:
         return self._packer.attr(self._vfs.getattr(request.nodeid, wait=wait))
 
-    def _read(self, request: Request, wait: bool) -> Buffer:
-        return self._vfs.read(request.nodeid, request.offset, request.size, wait=wait)
+    def _read(self, request: Request, wait: bool) -> Buffer | None:
+        if wait:
+            return self._vfs.read(request.nodeid, request.offset, request.size)
+        found = self._vfs.begin_read(request.nodeid, request.offset, request.size)
+        if isinstance(found, Begun):
+            self._reads[found] = request
+            return None
+        return found
 
     def _readdir(self, request: Request, wait: bool) -> Buffer:
         return self._list(request, wait, wire.DIRENT_BYTES, self._packer.directory, dirents.pack_plain)

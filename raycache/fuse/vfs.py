@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raycache.client.blockfiles import Begun
 from raycache.client.namespace import Namespace, WouldBlock
 from raycache.client.reader import Reader
 from raycache.core import paths
@@ -147,13 +148,32 @@ class Vfs:
             directory_rows=manifest.row_count,
         )
 
+    def begin_beside(self) -> int | None:
+        """Have ``begin_read`` begin reads. See BlockFiles."""
+        return self._reader.files.begin_beside()
+
+    def begin_read(self, ino: int, offset: int, size: int) -> Buffer | Begun:
+        """Up to ``size`` bytes, or a read that was begun: see ``ended``. Raises as ``read`` does without waiting."""
+        manifest, row = self._file(ino, wait=False)
+        found = self._reader.begin(manifest, row, offset, size)
+        if found is None:
+            raise WouldBlock
+        if not isinstance(found, Begun):
+            self.counters.view_hits += 1
+            self._count(found)
+        return found
+
+    def ended(self) -> list[tuple[Begun, Buffer | None]]:
+        """Reads that were begun and have ended, with their bytes; None: ``read`` it, with waiting."""
+        found = self._reader.files.ended()
+        for _, data in found:
+            if data is not None:
+                self._count(data)
+        return [*found]
+
     def read(self, ino: int, offset: int, size: int, *, wait: bool = True) -> Buffer:
         """Up to ``size`` bytes. Raises what Reader.read raises, IsADirectory, and WouldBlock."""
-        dir_id, row = self._split(ino)
-        if row is None:
-            raise IsADirectory(f"inode {ino} is a directory")
-        manifest = self._namespace.manifest(dir_id, wait=wait)
-        self._check(manifest, row)
+        manifest, row = self._file(ino, wait=wait)
         data = self._reader.held(manifest, row, offset, size)
         if data is None:
             if not wait:
@@ -161,9 +181,20 @@ class Vfs:
             data = self._reader.read(manifest, row, offset, size)
         else:
             self.counters.view_hits += 1
+        self._count(data)
+        return data
+
+    def _file(self, ino: int, wait: bool) -> tuple[Manifest, int]:
+        dir_id, row = self._split(ino)
+        if row is None:
+            raise IsADirectory(f"inode {ino} is a directory")
+        manifest = self._namespace.manifest(dir_id, wait=wait)
+        self._check(manifest, row)
+        return manifest, row
+
+    def _count(self, data: Buffer) -> None:
         self.counters.reads += 1
         self.counters.read_bytes += len(data)
-        return data
 
     def threads_may_hang(self) -> None:
         """Whoever calls ``read`` does so in threads that may be left to a disk that hangs."""

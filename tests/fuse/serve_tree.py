@@ -17,12 +17,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from raycache.client.namespace import Namespace
+from raycache.client.blockfiles import Begun, Piece
+from raycache.client.namespace import Namespace, WouldBlock
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.core import paths
@@ -51,6 +53,8 @@ class Options:
     """Before a directory is listed."""
     delay_blocks: int | None = None
     """How many blocks are delayed; None is all."""
+    hang_s: float | None = None
+    """Reads are begun beside the server, as those of block files are, and give nothing for so long."""
     fail: bool = False
     """Blocks cannot be fetched."""
     block_bytes: int = 32 * 2**20
@@ -174,6 +178,30 @@ class TreePool:
             return self._blocks.setdefault(plan.block_id, view)
 
 
+class HangingDisk(Vfs):
+    """Every read that begins anew is one of a disk that does not answer, and is to be tried another way in the end."""
+
+    hang_s = 0.0
+
+    def begin_beside(self) -> int | None:
+        self._under_way: dict[Begun, float] = {}
+        return os.eventfd(0, os.EFD_CLOEXEC)  # never to be read
+
+    def begin_read(self, ino: int, offset: int, size: int) -> Any:
+        with suppress(WouldBlock):
+            return super().begin_read(ino, offset, size)
+        nothing: Any = None
+        begun = Begun(Piece(b"", offset, size), 0.0, nothing, nothing, 0, memoryview(b""))
+        self._under_way[begun] = time.monotonic() + self.hang_s
+        return begun
+
+    def ended(self) -> list[tuple[Begun, Any]]:
+        late = [begun for begun, until in self._under_way.items() if until < time.monotonic()]
+        for begun in late:
+            del self._under_way[begun]
+        return [(begun, None) for begun in late]
+
+
 class Server:
     """Everything between the socket and the session."""
 
@@ -184,7 +212,9 @@ class Server:
         self._pool = TreePool(ufs, options)
         self._namespace = Namespace(self._master)
         self._reader = Reader(self._pool, options.view_bytes, options.deadline_s)
-        self.vfs = Vfs(self._namespace, self._reader, 1, 10**18)
+        self.vfs = (Vfs if options.hang_s is None else HangingDisk)(self._namespace, self._reader, 1, 10**18)
+        if isinstance(self.vfs, HangingDisk):
+            self.vfs.hang_s = options.hang_s or 0.0
 
     def preload(self) -> None:
         """Hold every listing and every block."""

@@ -273,8 +273,11 @@ def test_a_source_that_is_away_is_an_io_error_and_a_line_in_the_log(sample: Path
 # ---- misses ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_miss_delays_no_hit(sample: Path, mount: Mount, readers: Callable[..., Reader]) -> None:
-    mounted = mount(sample, block_bytes=2**20, delay_s=2.0, delay_blocks=4)
+@pytest.mark.parametrize("slow_by", [{"delay_s": 2.0, "delay_blocks": 4}, {"hang_s": 2.0}], ids=["miss", "disk"])
+def test_a_miss_delays_no_hit(
+    sample: Path, mount: Mount, readers: Callable[..., Reader], slow_by: dict[str, Any]
+) -> None:
+    mounted = mount(sample, block_bytes=2**20, **slow_by)
     fast, slow = readers(), readers()
     slow.begin(reading.digest, mounted.join("large"))
     fast.call(reading.digest, mounted.join("one"))
@@ -318,6 +321,7 @@ def test_the_deadline_ends_in_an_io_error(sample: Path, mount: Mount, readers: C
     ("way", "name", "delays"),
     [
         (reading.direct, "large", {"delay_s": 20.0}),
+        (reading.direct, "large", {"hang_s": 20.0}),
         (reading.digest, "page", {"delay_s": 20.0}),
         (reading.names, "many", {"delay_listing_s": 20.0}),
         (reading.status, "one", {"delay_listing_s": 20.0}),

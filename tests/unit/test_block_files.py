@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import select
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 from raycache.client import blockfiles
-from raycache.client.blockfiles import BlockFiles
+from raycache.client.blockfiles import DEADLINE_S, Begun, BlockFiles
+from raycache.client.diskreads import DiskReads, Ended
 from raycache.config import Tier
 from raycache.core.lane import Lane, Overdue
+from raycache.core.scheduling import Threads
 from raycache.core.values import Filed
 from raycache.store.accounts import Accounts
 from raycache.store.directory import Directory, open_directories
@@ -269,3 +273,138 @@ def test_callers_that_may_hang_read_by_themselves_and_others_go_through_the_work
         for one in hung:
             one.result(10)
     assert not cached.cache.reader.files.hanging
+
+
+LARGE = [name for name, size in SIZES.items() if size >= 100_000]
+
+
+def begin(cached: Cached, name: str) -> Any:
+    """Begin to read a file, as the session of a mount does."""
+    cache = cached.cache
+    manifest = cache.master.manifest(cache.master.datasets()[0].root_id)
+    row = manifest.find(name.encode())
+    assert row is not None
+    return cache.reader.begin(manifest, row, 0, SIZES[name])
+
+
+def end(files: BlockFiles, fd: int, count: int) -> dict[Begun, memoryview | None]:
+    """That many reads that were begun, when they have ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    found: dict[Begun, memoryview | None] = {}
+    while len(found) < count:
+        assert poll.poll(10_000)
+        found.update(files.ended())
+    return found
+
+
+def test_reads_are_begun_once_the_file_is_open_and_give_what_was_written(cached: Cached) -> None:
+    files = cached.cache.reader.files
+    cached.read(LARGE[0])
+    assert begin(cached, LARGE[0]) is None, "nobody has said that he will ask for what was begun"
+    fd = files.begin_beside()
+    assert fd is not None
+    assert begin(cached, "00") is None, "small reads go through the page cache"
+    cached.read(*LARGE)
+    cached.counts()
+    begun = {begin(cached, name): name for name in LARGE}
+    assert None not in begun
+    found = end(files, fd, len(LARGE))
+    assert {begun[one]: bytes(data or b"") for one, data in found.items()} == {name: body(name) for name in LARGE}
+    assert cached.counts() == {"calls": 0, "disk": 0, "source": 0}
+    assert files.ended() == []
+    assert set().union(*files.take_read().values()) == {one.piece.block_id for one in begun}
+
+
+def test_what_was_flipped_is_not_answered_but_read_again_by_who_may_wait(cached: Cached) -> None:
+    files = cached.cache.reader.files
+    cached.read(*LARGE)
+    fd = files.begin_beside()
+    assert fd is not None
+    for path in cached.block_files():
+        spoilt = bytearray(path.read_bytes())
+        spoilt[-1_000_000::5_000] = bytes(len(spoilt[-1_000_000::5_000]))
+        with path.open("r+b") as file:
+            file.write(spoilt)
+    begun = [begin(cached, name) for name in LARGE]
+    assert set(end(files, fd, len(begun)).values()) == {None}
+    cached.read(*LARGE)
+    assert cached.directory.status()["corrupt"] > 0
+
+
+class Kernel:
+    """DiskReads that end when the test says so, with the outcome that it says."""
+
+    fd = 17
+
+    def __init__(self, depth: int) -> None:
+        self.outcomes: list[Ended] = []
+        self.begun = 0
+
+    def begin(self, fd: int, memory: memoryview, address: int, offset: int) -> int:
+        self.begun += 1
+        return self.begun
+
+    def ended(self) -> list[Ended]:
+        ended, self.outcomes = self.outcomes, []
+        return ended
+
+
+class Clock(Threads):
+    now = 1000.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return self.now
+
+
+def test_reads_that_do_not_end_are_made_another_way_and_no_more_are_begun(
+    cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, kernel, clock = cached.cache.reader.files, Kernel(0), Clock()
+    monkeypatch.setattr(blockfiles, "DiskReads", lambda depth: kernel)
+    monkeypatch.setattr(files, "_clock", clock.monotonic)
+    cached.read(*LARGE)
+    files.begin_beside()
+    first, second = begin(cached, LARGE[0]), begin(cached, LARGE[1])
+    clock.now += DEADLINE_S + 1
+    third = begin(cached, LARGE[2])
+    assert files.ended() == [(first, None), (second, None)]
+    assert files.ended() == []
+    assert files.hanging
+    assert begin(cached, LARGE[3]) is None
+    cached.counts()
+    cached.read(*LARGE)
+    assert cached.counts()["disk"] == 0, "the worker reads them: it sees what is wrong with the disk"
+    kernel.outcomes = [Ended(1, -errno.EIO), Ended(3, -errno.EIO)]
+    assert files.ended() == [(third, None)]
+    assert files.hanging
+    kernel.outcomes = [Ended(2, 0)]
+    assert files.ended() == []
+    assert not files.hanging
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_knows_no_such_reads_is_asked_for_none(
+    cached: Cached, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    files, kernel = cached.cache.reader.files, Kernel(0)
+    monkeypatch.setattr(blockfiles, "DiskReads", lambda depth: kernel)
+    cached.read(*LARGE)
+    files.begin_beside()
+    begun = begin(cached, LARGE[0])
+    kernel.outcomes = [Ended(1, -number)]
+    assert files.ended() == [(begun, None)]
+    assert begin(cached, LARGE[0]) is None
+    assert kernel.begun == 1
+
+
+def test_a_kernel_that_makes_no_such_reads_is_no_error(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(depth: int) -> DiskReads:
+        raise OSError(errno.ENOSYS, "not known for this machine")
+
+    monkeypatch.setattr(blockfiles, "DiskReads", refuse)
+    files = cached.cache.reader.files
+    assert files.begin_beside() is None
+    cached.read(*LARGE)
+    assert begin(cached, LARGE[0]) is None
+    assert files.ended() == []
