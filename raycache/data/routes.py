@@ -28,6 +28,7 @@ from raycache.client.selection import Numbers, Packs, Selection
 from raycache.config import Settings
 from raycache.core import paths
 from raycache.core.values import Dataset
+from raycache.core.waits import ReaderName
 from raycache.data.nodeview import NodeView
 from raycache.errors import Changed, NotFound
 from raycache.ufs.registry import capture_access
@@ -120,6 +121,8 @@ class Wanted:
     """Directory inside the dataset."""
     pattern: str
     change: int
+    job: str = ""
+    """Whose reads these are, see core.waits."""
 
 
 class Files:
@@ -148,7 +151,8 @@ class Files:
         dataset, path = locate(cluster, uri, options)
         pinned = cluster.view(True if change is None else change).change
         assert pinned is not None
-        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned)
+        job = cluster.reader.waits.name.job
+        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned, job)
         return Files(wanted, _select(cluster, wanted))
 
     def __len__(self) -> int:
@@ -183,6 +187,18 @@ class Files:
     def expect(self, packs: Sequence[int]) -> None:
         """See Route.expect."""
         self._way().expect(packs)
+
+    def reads_as(self, rank: int | None, worker: int | None, epoch: int | None = None) -> None:
+        """Who this process is, for ``raycache explain``. One that reads through a mount is not told of there: it waits
+        for the mount's gateway."""
+        if not is_forked():
+            waits = current_for(self.wanted.settings).reader.waits
+            waits.begin(ReaderName(self.wanted.job, rank, worker, epoch))
+
+    def tell_waits(self) -> None:
+        """This process may end."""
+        if not is_forked():
+            current_for(self.wanted.settings).reader.waits.tell()
 
     def as_of(self, change: int) -> Files:
         """The same selection as of another change."""

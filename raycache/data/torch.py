@@ -83,6 +83,7 @@ class FileDataset(Dataset):  # type: ignore[misc]
         if len(wanted) and not -len(self) <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"files are numbered 0 to {len(self) - 1}")
         wanted %= max(1, len(self))
+        self._files.reads_as(_rank_of_process()[0], _worker_of_process()[1])
         return _samples(self._files, wanted, self.transform)
 
 
@@ -156,6 +157,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Any]:
         """This reader's samples. Raises what ``Reader.read`` raises, and InvalidInput for a state of another reader."""
         self._reading = self._mine()
+        self._files.reads_as(self._rank()[0], _worker_of_process()[1], self.epoch)
         return self._read(self._order(), list(self._reading.left))
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,9 +209,9 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
     def _mine(self) -> EpochState:
         """The share of this process in it."""
         rank, ranks = self._rank()
-        worker = get_worker_info()
-        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        return self._state().share(Readers(ranks, workers), rank * workers + number, even=self._even)
+        workers, number = _worker_of_process()
+        reader = rank * workers + (number or 0)
+        return self._state().share(Readers(ranks, workers), reader, even=self._even)
 
     def _read(self, order: EpochOrder, left: list[Span]) -> Iterator[Any]:
         """Samples at positions; what is left then is known before each of them is handed out."""
@@ -227,6 +229,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
                     start += 1
                     self._reading = replace(self._reading, left=((start, stop), *left)[start == stop :])
                     yield sample
+        self._files.tell_waits()
 
     def _at_once(self, numbers: Any) -> Any:
         """As many of these files as fit into one read, at least one."""
@@ -236,6 +239,12 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
 
 def _samples(files: Files, numbers: Any, transform: Transform) -> list[Any]:
     return [transform(buffer, path) for buffer, path in zip(files.read(numbers), files.paths(numbers), strict=True)]
+
+
+def _worker_of_process() -> tuple[int, int | None]:
+    """How many DataLoader workers there are, and which of them this is; 1 and None where it is none."""
+    worker = get_worker_info()
+    return (1, None) if worker is None else (worker.num_workers, worker.id)
 
 
 def _rank_of_process() -> tuple[int, int]:
