@@ -52,7 +52,7 @@ class EpochOrder:
         sizes = np.asarray(pack_files, np.int64)
         first = np.cumsum(sizes) - sizes
         filled = np.flatnonzero(sizes)
-        self.packs = filled[_permutation(len(filled), (seed, epoch))]
+        self.packs = filled[permutation(len(filled), (seed, epoch))]
         """Packs that files begin in, in the order of the epoch."""
         self._first = first[self.packs]
         self._sizes = sizes[self.packs]
@@ -100,13 +100,28 @@ class EpochOrder:
             sizes = self._sizes[packs]
             shift = self._first[packs] - (np.cumsum(sizes) - sizes)
             files = np.repeat(shift, sizes) + np.arange(sizes.sum())
-            order = _permutation(len(files), (self._seed, self._epoch, number + 1))
+            order = permutation(len(files), (self._seed, self._epoch, number + 1))
             self._held = (number, files[order])
         return self._held[1]
 
 
-def _permutation(count: int, words: Sequence[int]) -> NDArray[np.intp]:
+def permutation(count: int, words: Sequence[int]) -> NDArray[np.intp]:
+    """A uniform one, made of some numbers."""
     return np.argsort(np.random.PCG64(words).random_raw(count), kind="stable")
+
+
+def first_uses(
+    pack_files: NDArray[np.integer], files: NDArray[np.integer]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The packs that a sequence of files has, each once, in the order in which it has them, and where each first.
+
+    ``pack_files``: as EpochOrder has it.
+    """
+    pack_of = np.repeat(np.arange(len(pack_files)), pack_files)
+    first = np.full(len(pack_files), len(files))
+    first[pack_of[files[::-1]]] = np.arange(len(files))[::-1]  # of several, the last that is assigned stays
+    packs = np.argsort(first, kind="stable")[: np.count_nonzero(first < len(files))]
+    return packs, first[packs]
 
 
 # ---- spans

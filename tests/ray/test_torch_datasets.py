@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import raycache
 from raycache.actors.cluster import current
 from raycache.config import load_settings
-from raycache.data.torch import FileDataset, StreamDataset, merge_states
+from raycache.data.decoding import decode_audio, decode_image
+from raycache.data.torch import EpochSampler, FileDataset, StreamDataset, merge_states
 from raycache.errors import InvalidInput
 from raycache.fuse.mount import list_mounts
 
@@ -113,6 +117,43 @@ def test_a_dataset_shows_what_was_listed_when_it_was_made(cache: Any, tmp_path: 
     now.load_state_dict(state)
     assert (now.change, list(now)) == (stream.change, ["old.bin"]), "a state brings its files with it"
     assert FileDataset(str(tmp_path), change=dataset.change).paths() == ["old.bin"]
+
+
+def test_a_sampler_that_is_told_the_cache(cache: Any, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file once per epoch, whatever the ranks; and packs are announced once, in time."""
+    dataset = FileDataset(str(source), as_path)
+    packs = dataset._files.packs.files
+    told: list[int] = []
+    monkeypatch.setattr(dataset._files, "expect", told.extend)
+    samplers = [EpochSampler(dataset, seed=4, rank=rank, ranks=3, ahead=2) for rank in range(3)]
+    for sampler in samplers:
+        sampler.set_epoch(1)
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(share) for share in shares] == [len(sampler) for sampler in samplers] == [FILES / 3] * 3
+    assert sorted(number for share in shares for number in share) == list(range(FILES))
+    pack_of = torch.repeat_interleave(torch.arange(len(packs)), torch.from_numpy(packs)).tolist()
+    assert told == [pack for share in shares for pack in dict.fromkeys(pack_of[number] for number in share)]
+    told.clear()
+    plain = EpochSampler(dataset, seed=4)
+    assert sorted(path for batch in loader(dataset, "forkserver", sampler=plain) for path in batch) == sorted(
+        wanted(source)
+    )
+    plain.set_epoch(1)
+    assert list(plain) == [number for share in shares for number in share], "the same order, cut"
+    assert told == []
+    for wrong in ({"rank": 1}, {"ahead": -1}, {"seed": -1}):
+        with pytest.raises(InvalidInput):
+            EpochSampler(dataset, **wrong)
+
+
+def test_files_are_decoded_by_libraries(cache: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.full((6, 5), 7, np.uint8)).save(tmp_path / "grey.png")
+    soundfile.write(tmp_path / "tone.wav", np.full((100, 2), 0.25, np.float32), 8000)
+    (image,) = FileDataset(str(tmp_path), decode_image, pattern="*.png")
+    assert (image.shape, image.dtype, int(image.max())) == ((3, 6, 5), torch.uint8, 7)
+    ((samples, rate),) = FileDataset(str(tmp_path), decode_audio, pattern="*.wav")
+    assert (samples.shape, samples.dtype, rate) == ((2, 100), torch.float32, 8000)
+    assert torch.allclose(samples, torch.tensor(0.25))
 
 
 @pytest.fixture(scope="module")
