@@ -195,7 +195,7 @@ class RemotePool:
         """Calls made to workers, as in RemoteMaster."""
         self._master = master
         self._namespace = namespace
-        self._node_id = ray.get_runtime_context().get_node_id()
+        self.node_id = ray.get_runtime_context().get_node_id()
         self._job_id = ray.get_runtime_context().get_job_id()
         self._lock = threading.Lock()
         self._view = View()
@@ -231,7 +231,7 @@ class RemotePool:
         with self._lock:
             if view.number < self._view.number:
                 return
-            local = (replace(worker, local=worker.node_id == self._node_id) for worker in view.workers)
+            local = (replace(worker, local=worker.node_id == self.node_id) for worker in view.workers)
             self._view = replace(view, workers=tuple(local))
             self._handles.clear()
 

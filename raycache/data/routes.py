@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raycache.actors.cluster import Cluster, current, is_forked
 from raycache.actors.connection import current_for
@@ -27,7 +28,8 @@ from raycache.client.reader import Reader
 from raycache.client.selection import Numbers, Packs, Selection
 from raycache.config import Settings
 from raycache.core import paths
-from raycache.core.values import Dataset
+from raycache.core.placement import rank
+from raycache.core.values import Dataset, Worker
 from raycache.core.waits import ReaderName
 from raycache.data.nodeview import NodeView
 from raycache.errors import Changed, NotFound
@@ -134,6 +136,7 @@ class Files:
         self._selection = selection
         self._route: Route | None = None
         self._packs: Packs | None = None
+        self._owned: tuple[Sequence[tuple[str, int]], NDArray[np.intp] | None] = (), None
         self._view = NodeView(wanted.settings, wanted.name, wanted.source, wanted.path, wanted.change)
         if not is_forked():
             self._view.hold()  # forks of this process may need it
@@ -175,6 +178,24 @@ class Files:
             self._packs = self.selection.packs()
         return self._packs
 
+    def owned(self, owners: Sequence[tuple[str, int]]) -> NDArray[np.intp] | None:
+        """Which of ``owners``, workers by id and capacity, each pack belongs to; None where there are none."""
+        if not owners:
+            return None
+        if owners != self._owned[0]:
+            workers = [Worker(*owner) for owner in owners]
+            places = {worker.worker_id: place for place, worker in enumerate(workers)}
+            manifests, packs = self.selection.manifests, self.packs
+
+            def owner_of(part: int, block: int) -> int:
+                manifest = manifests[part]  # a directory of empty files has no block
+                name = manifest.block_id(block) if block < manifest.block_count else b""
+                return places[rank(name, workers)[0].worker_id]
+
+            found = map(owner_of, packs.part.tolist(), packs.block.tolist())
+            self._owned = owners, np.fromiter(found, np.intp, len(packs.part))
+        return self._owned[1]
+
     def paths(self, numbers: Numbers) -> list[str]:
         """Path of each file below the directory that was asked for."""
         skip = len(self.wanted.path) + 1 if self.wanted.path else 0
@@ -199,6 +220,12 @@ class Files:
         """This process may end."""
         if not is_forked():
             current_for(self.wanted.settings).reader.waits.tell()
+
+    def near(self) -> tuple[str, list[Worker]]:
+        """The node that this process is on, and the workers that keep the files, for readers to agree about."""
+        cluster = current_for(self.wanted.settings)
+        workers = [replace(worker, local=False) for worker in cluster.pool.workers(refresh=True)]
+        return cluster.pool.node_id, [worker for worker in workers if not worker.draining]
 
     def as_of(self, change: int) -> Files:
         """The same selection as of another change."""

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from raycache.core.resume import EpochState, Stream, merge_states
 from raycache.core.shuffle import WINDOW_PACKS, EpochOrder, Readers, Span, first_uses, length, permutation
+from raycache.core.values import Worker
 from raycache.data.routes import Files
 from raycache.errors import InvalidInput
 
@@ -171,12 +172,17 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         even: bool = False,
         rank: int | None = None,
         ranks: int | None = None,
+        near: bool | Sequence[str] = False,
         options: Mapping[str, Any] | None = None,
         change: int | None = None,
     ) -> None:
         """``seed``, ``window``: see ``core.shuffle``. ``even``: all ranks get equally many samples, as training in step
-        (DDP) needs; fewer than there are ranks are left out of an epoch. Else ranks differ by one at most. The other
-        arguments are FileDataset's, and so are the errors.
+        (DDP) needs; fewer than there are ranks are left out of an epoch. Else ranks differ by one at most.
+
+        ``near``: each rank reads what its node keeps, as far as shares of equal length allow; a pack is then read by
+        ranks of the same node in every epoch, which is less of a shuffle. True asks all ranks where they are, over
+        ``torch.distributed``: all of them make the dataset, after it is initialised. Else the Ray node of each rank.
+        The other arguments are FileDataset's, and so are the errors.
         """
         if (rank is None) != (ranks is None):
             raise InvalidInput("give both rank and ranks, or neither")
@@ -185,6 +191,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         self._seed, self._window, self._even = seed, window, even
         self._given = None if rank is None or ranks is None else (rank, ranks)
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._owners = self._find_owners(near)
         self._loaded: EpochState | None = None
         self._reading: EpochState | None = None
         self._order()  # refuses what is no order
@@ -235,7 +242,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         loaded = EpochState.from_dict(state)
         if loaded.stream.change != self.change:
             self._files = self._files.as_of(loaded.stream.change)
-        if loaded.stream != self._stream():
+        if replace(loaded.stream, owners=self._owners) != self._stream():
             raise InvalidInput(f"the state is of {loaded.stream}, and this is {self._stream()}")
         self.set_epoch(loaded.epoch)
         self._loaded, self._reading = loaded, None
@@ -245,10 +252,25 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         return {**self.__dict__, "_given": self._rank()}
 
     def _stream(self) -> Stream:
-        return Stream(self._seed, self._window, len(self._files), self.change)
+        return Stream(self._seed, self._window, len(self._files), self.change, self._owners)
 
     def _order(self) -> EpochOrder:
-        return EpochOrder(self._files.packs.files, self._seed, self.epoch, self._window)
+        groups = self._files.owned(self._state().stream.owners)
+        return EpochOrder(self._files.packs.files, self._seed, self.epoch, self._window, groups)
+
+    def _find_owners(self, near: bool | Sequence[str]) -> tuple[tuple[str, int], ...]:
+        """Workers of the nodes that ranks are on, by rank. Raises InvalidInput."""
+        if near is False:
+            return ()
+        ranks = self._rank()[1]
+        node, workers = self._files.near()
+        nodes = [node] if near is True else list(near)
+        if near is True and ranks > 1:
+            nodes, workers = _told_by_ranks(ranks, node, workers)
+        if len(nodes) != ranks:
+            raise InvalidInput(f"near names the nodes of {len(nodes)} ranks, and there are {ranks}")
+        by_node = {worker.node_id: (worker.worker_id, worker.capacity_bytes) for worker in workers}
+        return tuple(by_node[each] for each in dict.fromkeys(nodes) if each in by_node)
 
     def _rank(self) -> tuple[int, int]:
         return _checked_rank(self._given)
@@ -292,6 +314,16 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
 
 def _samples(files: Files, numbers: Any, transform: Transform) -> list[Any]:
     return [transform(buffer, path) for buffer, path in zip(files.read(numbers), files.paths(numbers), strict=True)]
+
+
+def _told_by_ranks(ranks: int, node: str, workers: list[Worker]) -> tuple[list[str], list[Worker]]:
+    """The node of each rank, and the workers as rank 0 knows them."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == ranks):
+        raise InvalidInput(f"near=True asks {ranks} ranks over torch.distributed: initialise it, or give their nodes")
+    told: list[Any] = [None] * ranks
+    distributed.all_gather_object(told, (node, workers))
+    return [each[0] for each in told], told[0][1]
 
 
 def _worker_of_process() -> tuple[int, int | None]:
