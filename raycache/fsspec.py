@@ -43,12 +43,13 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         known = self._settings if connected_settings() is None else current().portable_settings
         return _unpickled, (type(self), self.storage_args, self.storage_options, known)
 
-    def _cluster(self) -> Cluster:
+    def cluster(self) -> Cluster:
+        """The connection to its cache, made if this process has none. Raises what ``current_for`` raises."""
         return current() if self._settings is None else current_for(self._settings)
 
     def _files(self) -> FileSystem:
         """What this process's connection shows, as of the snapshot if there is one."""
-        cluster = self._cluster()
+        cluster = self.cluster()
         if self.snapshot is None:
             return cluster.files
         if self._view is None or self._view[0] is not cluster:
@@ -69,7 +70,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Entries of a directory, or the file itself. Raises NotFound."""
         path = self._strip_protocol(path)
         if not path:
-            names = [(dataset.name, True) for dataset in self._cluster().master.datasets()]
+            names = [(dataset.name, True) for dataset in self.cluster().master.datasets()]
             infos = [{"name": name, "size": 0, "type": "directory"} for name, _ in names]
             return infos if detail else [info["name"] for info in infos]
         stat = self._files().stat(_uri(path))

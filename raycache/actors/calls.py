@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from raycache.client.protocols import Call, Ended
-from raycache.core.values import Fetched
+from raycache.core.values import Served
 
 CALLERS_MAX = 64
 
@@ -27,13 +27,13 @@ class RemoteCall:
     """A Call over Ray. ``receive`` makes its answers of the reference, when it has ended."""
 
     ref: Any
-    receive: Callable[[Any], Sequence[Fetched]]
+    receive: Callable[[Any], Served]
     timeout_s: float
     """After which it has ended in any case."""
     awaited: Future[Any] | None = None
     """Done when it has ended, where a thread looks."""
 
-    def answers(self) -> Sequence[Fetched]:
+    def answers(self) -> Served:
         """See Call."""
         return self.receive(self.ref)
 
@@ -42,9 +42,9 @@ class RemoteCall:
 class ThreadCall:
     """A Call that a thread makes."""
 
-    awaited: Future[Sequence[Fetched]]
+    awaited: Future[Served]
 
-    def answers(self) -> Sequence[Fetched]:
+    def answers(self) -> Served:
         """See Call."""
         return self.awaited.result()
 

@@ -24,7 +24,7 @@ from raycache.actors.keepers import RemoteKeepers
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, RUNTIME_ENV_FIELD, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
-from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, join_ray
+from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, is_in_job, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
@@ -39,7 +39,7 @@ from raycache.core.arguments import check_change
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
 from raycache.core.scheduling import THREADS
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Served, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
 from raycache.ufs.registry import capture_access
 
@@ -195,7 +195,7 @@ class RemotePool:
         """Calls made to workers, as in RemoteMaster."""
         self._master = master
         self._namespace = namespace
-        self._node_id = ray.get_runtime_context().get_node_id()
+        self.node_id = ray.get_runtime_context().get_node_id()
         self._job_id = ray.get_runtime_context().get_job_id()
         self._lock = threading.Lock()
         self._view = View()
@@ -231,7 +231,7 @@ class RemotePool:
         with self._lock:
             if view.number < self._view.number:
                 return
-            local = (replace(worker, local=worker.node_id == self._node_id) for worker in view.workers)
+            local = (replace(worker, local=worker.node_id == self.node_id) for worker in view.workers)
             self._view = replace(view, workers=tuple(local))
             self._handles.clear()
 
@@ -245,9 +245,8 @@ class RemotePool:
                 continue
 
     def kept(self, worker_id: str, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:
-        """See leases.StillKept. Counts as no call: it is no part of a read. Asked by a thread of
-        ours, whenever: where this process has left Ray meanwhile, a call would make it start or join another one."""
-        if not ray.is_initialized() or ray.get_runtime_context().get_job_id() != self._job_id:
+        """See leases.StillKept. Counts as no call: it is no part of a read."""
+        if not is_in_job(self._job_id):
             raise WorkerLost(f"worker {worker_id[:8]} is of a Ray that this process has left")
         try:
             ref = self.handle(worker_id).kept.remote(list(block_ids), list(read))
@@ -286,7 +285,7 @@ class RemotePool:
 
     def _receive_bytes(
         self, worker_id: str, requests: Sequence[Fetch], sent: Mapping[str, Asked], deadline: float
-    ) -> Sequence[Fetched]:
+    ) -> Served:
         """The answers of a call by Flight. What does not come that way is asked of Ray, which knows whether the worker
         lives. Raises WorkerLost."""
         for number, found in self._ranges.receive(sent).values():
@@ -298,9 +297,9 @@ class RemotePool:
         if number > self._view.number:
             self._newer = (number, worker_id)
 
-    def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> list[Fetched]:
+    def _receive(self, worker_id: str, ref: Any, timeout_s: float) -> Served:
         what = f"worker {worker_id[:8]}"
-        number, wire = get(ref, timeout_s + 1, what)
+        number, source_s, wire = get(ref, timeout_s + 1, what)
         self._note(number, worker_id)
         refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}
         views = dict(zip(refs, get_views(list(refs.values()), timeout_s + 1, what), strict=True))
@@ -310,7 +309,7 @@ class RemotePool:
                 return Sealed(views[answer[0][0].binary()], answer[1])
             return answer if isinstance(answer, Filed | Failed) else memoryview(answer).cast("B")
 
-        return [received(answer) for answer in wire]
+        return Served([received(answer) for answer in wire], source_s)
 
     def handle(self, worker_id: str) -> Any:
         """The actor of a worker. Raises ValueError when it is gone."""
@@ -335,10 +334,12 @@ class Cluster:
         self.pool = RemotePool(master, settings.namespace)
         self.namespace = Namespace(master)
         local_bytes = sum(worker.memory_bytes for worker in self.pool.workers() if worker.local)
-        self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
+        self.keepers = RemoteKeepers(self.pool.workers, self.pool.handle)
+        view_bytes = max(local_bytes, VIEW_BYTES_MIN)
+        self.reader = Reader(self.pool, view_bytes, settings.read_timeout_s, waits=self.keepers.keep_log())
         self.files = FileSystem(self.namespace, self.reader)
         keep_renewing(self.reader, self.pool.kept, THREADS)
-        self.keeping = Keeping(self.namespace, master, RemoteKeepers(self.pool.workers, self.pool.handle))
+        self.keeping = Keeping(self.namespace, master, self.keepers)
 
     @staticmethod
     def open(settings: Settings, *, start: bool = True) -> Cluster:

@@ -22,17 +22,20 @@ from pyarrow import flight
 
 from raycache.actors.transport import cluster_token
 from raycache.core.membership import View
-from raycache.core.values import Buffer, Failed, Fetch, Fetched, Worker
+from raycache.core.values import Buffer, Failed, Fetch, Fetched, Served, Worker
 from raycache.errors import WorkerLost
 
 AVOID_S = 30.0
 """How long a worker that did not answer this way is asked through Ray."""
 CALLS_MAX = 64
 """Calls that a worker answers at once; more wait for their turn, within their deadline."""
-_SCHEMA = pa.schema([("bytes", pa.large_binary()), ("error", pa.binary()), ("view", pa.int64())])
+_SCHEMA = pa.schema(
+    [("bytes", pa.large_binary()), ("error", pa.binary()), ("view", pa.int64()), ("source_s", pa.float64())]
+)
 _BEARER = "Bearer "
 _log = logging.getLogger("raycache.client")
-Answers = Callable[[Sequence[Fetch], float], tuple[int, Sequence[Buffer | Failed]]]
+Answers = Callable[[Sequence[Fetch], float], tuple[int, float, Sequence[Buffer | Failed]]]
+"""Number of the view, seconds that the source took, and the answers."""
 
 
 class ByteServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -56,10 +59,10 @@ class ByteServer(flight.FlightServerBase):  # type: ignore[misc]
         if not self._turns.acquire(timeout=timeout_s):
             raise flight.FlightTimedOutError(f"{CALLS_MAX} calls are under way")
         try:
-            number, answers = self._answer(requests, timeout_s)
+            number, source_s, answers = self._answer(requests, timeout_s)
         finally:
             self._turns.release()
-        return flight.GeneratorStream(_SCHEMA, (_batch(number, answer) for answer in answers))
+        return flight.GeneratorStream(_SCHEMA, (_batch(number, source_s, answer) for answer in answers))
 
 
 class _Guard(flight.ServerMiddlewareFactory):  # type: ignore[misc]
@@ -93,19 +96,19 @@ class ByteClient:
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             raise self._lost(error) from error
 
-    def receive(self, under_way: Any, count: int) -> tuple[int, list[Fetched]]:
+    def receive(self, under_way: Any, count: int) -> tuple[int, Served]:
         """That many answers, in order, and the number of the view. Raises WorkerLost."""
-        number = 0
+        number, source_s = 0, 0.0
         answers: list[Fetched] = []
         try:
             for chunk in under_way:
-                number, answer = _read(chunk.data)
+                number, source_s, answer = _read(chunk.data)
                 answers.append(answer)
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             raise self._lost(error) from error
         if len(answers) != count:
             raise WorkerLost(f"{self.address} sent {len(answers)} answers to {count} requests")
-        return number, answers
+        return number, Served(answers, source_s)
 
     def _lost(self, error: Exception) -> WorkerLost:
         return WorkerLost(f"{self.address} did not send bytes: {str(error).splitlines()[0]}")
@@ -145,9 +148,9 @@ class Ranges:
                 self._failed(worker.bytes_at, lost)
         return under_way
 
-    def receive(self, under_way: Mapping[str, Asked]) -> dict[str, tuple[int, list[Fetched]]]:
+    def receive(self, under_way: Mapping[str, Asked]) -> dict[str, tuple[int, Served]]:
         """The answers of those that gave any."""
-        found: dict[str, tuple[int, list[Fetched]]] = {}
+        found: dict[str, tuple[int, Served]] = {}
         for worker_id, asked in under_way.items():
             try:
                 found[worker_id] = asked.client.receive(asked.call, asked.answers)
@@ -172,21 +175,22 @@ class Ranges:
             self._avoid[address] = now + AVOID_S
 
 
-def _batch(number: int, answer: Buffer | Failed) -> pa.RecordBatch:
+def _batch(number: int, source_s: float, answer: Buffer | Failed) -> pa.RecordBatch:
     """One row: the bytes without a copy, or an error."""
     error = pickle.dumps(answer) if isinstance(answer, Failed) else None
     data = pa.py_buffer(b"" if isinstance(answer, Failed) else answer)
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(struct.pack("=qq", 0, data.size)), data])
-    return pa.record_batch([column, pa.array([error], pa.binary()), pa.array([number], pa.int64())], schema=_SCHEMA)
+    rest = pa.array([error], pa.binary()), pa.array([number], pa.int64()), pa.array([source_s], pa.float64())
+    return pa.record_batch([column, *rest], schema=_SCHEMA)
 
 
-def _read(batch: pa.RecordBatch) -> tuple[int, Fetched]:
-    number = batch.column(2)[0].as_py()
+def _read(batch: pa.RecordBatch) -> tuple[int, float, Fetched]:
+    number, source_s = batch.column(2)[0].as_py(), batch.column(3)[0].as_py()
     if batch.column(1).null_count == 0:
         failed: Failed = pickle.loads(batch.column(1)[0].as_py())
-        return number, failed
+        return number, source_s, failed
     data = batch.column(0).buffers()[2]
-    return number, memoryview(data).cast("B") if data is not None else b""
+    return number, source_s, memoryview(data).cast("B") if data is not None else b""
 
 
 def _bracketed(host: str) -> str:

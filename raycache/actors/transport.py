@@ -141,6 +141,12 @@ def _init(address: str, settings: Settings) -> None:
         raise ClusterUnavailable(f"cannot join the Ray cluster at {address}: {failure[0]}") from failure[0]
 
 
+def is_in_job(job_id: str) -> bool:
+    """Whether this process still is in the Ray job that it was. For threads of ours, which run whenever: where it has
+    left Ray meanwhile, a call would make it start or join another one."""
+    return ray.is_initialized() and ray.get_runtime_context().get_job_id() == job_id
+
+
 def cluster_token() -> str | None:
     """The token that Ray's processes show each other, None where they need none."""
     if os.environ.get(AUTH_MODE) != "token":

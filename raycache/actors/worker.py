@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from raycache.config import Settings
 from raycache.core.membership import Report, View
 from raycache.core.retention import Retention
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
+from raycache.core.waits import ReaderWaits, WaitTable
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import open_directories
@@ -65,6 +67,7 @@ class WorkerActor:
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, bytes_at.address)
         self._tending = Tending(tiers)
+        self._waits, self._waits_lock = WaitTable(), threading.Lock()
         self._store.start()
         self._mover.start()
         self._tending.start()
@@ -72,13 +75,15 @@ class WorkerActor:
         self._watch.start()
         self._ask_for_a_round()
 
-    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[WireAnswer]]:
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, float, list[WireAnswer]]:
         """See BlockStore.fetch; with the number of the view that clients should have."""
-        return self._mover.settled, [_to_wire(answer) for answer in self._store.fetch(requests, timeout_s)]
+        answers, source_s = self._store.fetch(requests, timeout_s)
+        return self._mover.settled, source_s, [_to_wire(answer) for answer in answers]
 
-    def _ranges(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[Buffer | Failed]]:
-        answers = self._store.fetch([replace(each, whole=False, named=False) for each in requests], timeout_s)
-        return self._mover.settled, [answer for answer in answers if not isinstance(answer, Kept | Filed)]
+    def _ranges(self, requests: Sequence[Fetch], timeout_s: float) -> tuple[int, float, list[Buffer | Failed]]:
+        plain = [replace(each, whole=False, named=False) for each in requests]
+        answers, source_s = self._store.fetch(plain, timeout_s)
+        return self._mover.settled, source_s, [answer for answer in answers if not isinstance(answer, Kept | Filed)]
 
     def hint(self, packed_plans: Sequence[bytes]) -> None:
         """See BlockStore.hint."""
@@ -103,6 +108,18 @@ class WorkerActor:
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
         return {"pid": os.getpid(), **self._store.status(), **self._watch.status()}
+
+    @ray.method(concurrency_group="control")
+    def note_waits(self, told: Sequence[ReaderWaits]) -> None:
+        """See WaitTable.note."""
+        with self._waits_lock:
+            self._waits.note(told)
+
+    @ray.method(concurrency_group="control")
+    def waits(self) -> list[ReaderWaits]:
+        """See WaitTable.all."""
+        with self._waits_lock:
+            return self._waits.all()
 
     @ray.method(concurrency_group="control")
     def kept(self, block_ids: Sequence[bytes], read: Sequence[bytes]) -> list[bool]:

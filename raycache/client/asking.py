@@ -18,10 +18,12 @@ from raycache.client.blockfiles import BlockFiles
 from raycache.client.hedging import Hedging
 from raycache.client.protocols import Call, WorkerPool
 from raycache.client.sweeps import Sweeps
+from raycache.client.waiting import WaitLog
 from raycache.core.manifest import Manifest
 from raycache.core.placement import preference
 from raycache.core.scheduling import Scheduler
 from raycache.core.values import Failed, Fetch, Fetched, Worker
+from raycache.core.waits import NODE, SOURCE, WORKER
 from raycache.errors import RaycacheError, Unavailable, WorkerLost
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
@@ -74,8 +76,15 @@ class Asker:
     """See the module."""
 
     def __init__(
-        self, pool: WorkerPool, files: BlockFiles, view_bytes: int, timeout_s: float, scheduler: Scheduler
+        self,
+        pool: WorkerPool,
+        files: BlockFiles,
+        view_bytes: int,
+        timeout_s: float,
+        scheduler: Scheduler,
+        waits: WaitLog | None = None,
     ) -> None:
+        self._waits = waits or WaitLog(scheduler=scheduler)
         self.hedging = Hedging()
         self.pool = pool
         self.clock = scheduler.monotonic
@@ -96,10 +105,25 @@ class Asker:
 
         Raises Unavailable when no worker answered by the deadline.
         """
+        began = self.clock()
         round_ = _Round(self, wants, through, deadline)
         while round_.step():
             pass
+        self._count(wants, round_, self.clock() - began)
         return round_.answers
+
+    def _count(self, wants: Sequence[Want], round_: _Round, seconds: float) -> None:
+        """What was waited for is what came last, and that waited for the source first of all."""
+        dataset = wants[0].manifest.directory.dataset
+        source_s = min(seconds, round_.source_s)
+        worker = next((each for each in self.pool.workers() if each.worker_id == round_.last), None)
+        kind, where = (WORKER, "") if worker is not None and worker.local else (NODE, round_.last)
+        size_bytes = sum(want.length for want in wants)
+        if round_.source_s > 0:
+            self._waits.add(dataset, SOURCE, "", len(wants), size_bytes, source_s)
+            self._waits.add(dataset, kind, where, 0, 0, seconds - source_s)
+        else:
+            self._waits.add(dataset, kind, where, len(wants), size_bytes, seconds)
 
     def has_view(self, block_id: bytes) -> None:
         """The plan of a block is not needed again soon."""
@@ -204,6 +228,10 @@ class _Round:
 
     def __init__(self, asker: Asker, wants: Sequence[Want], through: set[Want], deadline: float) -> None:
         self.answers: dict[Want, Answered] = {}
+        self.last = ""
+        """Id of the worker that answered last."""
+        self.source_s = 0.0
+        """How long that one waited for the source."""
         self._asker = asker
         self._wants = wants
         self._through = through
@@ -261,7 +289,8 @@ class _Round:
     def _take(self, asked: _Asked) -> None:
         """A call has ended."""
         try:
-            found = asked.call.answers()
+            found, self.source_s = asked.call.answers()
+            self.last = asked.worker_id
         except WorkerLost:
             self._lost.add(asked.worker_id)
             self._unasked += [want for want in asked.wants if want not in self.answers and not self._is_asked(want)]

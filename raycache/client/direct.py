@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from raycache.client.protocols import Call, Ended, MasterApi
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetched, Worker
+from raycache.core.values import BlockPlan, Buffer, Dataset, Failed, Fetch, Fetched, Served, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
 from raycache.ufs.base import UnderFileSystem
 
@@ -195,7 +196,9 @@ class SourcePool:
 
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool. The adapter's own deadline is the limit."""
-        return Ended([self._read(request) for request in requests])
+        began = time.monotonic()
+        answers = [self._read(request) for request in requests]
+        return Ended(Served(answers, time.monotonic() - began))
 
     def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
         """See WorkerPool."""

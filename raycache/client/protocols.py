@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Freed, ListingJob, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Freed, ListingJob, Served, Worker
 from raycache.errors import WorkerLost
 
 
@@ -130,8 +130,8 @@ class KeepingPool(Protocol):
 class Call(Protocol):
     """A call to a worker that is under way."""
 
-    def answers(self) -> Sequence[Fetched]:
-        """When it has ended: the answers, in the order of the requests. Raises WorkerLost."""
+    def answers(self) -> Served:
+        """When it has ended: what the worker says. Raises WorkerLost."""
         ...
 
 
@@ -139,9 +139,9 @@ class Call(Protocol):
 class Ended:
     """A Call that ended as it was made, for pools whose workers answer in the caller's thread."""
 
-    found: Sequence[Fetched] | WorkerLost
+    found: Served | WorkerLost
 
-    def answers(self) -> Sequence[Fetched]:
+    def answers(self) -> Served:
         """See Call."""
         if isinstance(self.found, WorkerLost):
             raise self.found

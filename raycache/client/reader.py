@@ -19,10 +19,12 @@ from raycache.client.asking import Asker, Want
 from raycache.client.blockfiles import Begun, BlockFiles, Piece
 from raycache.client.protocols import WorkerPool
 from raycache.client.readahead import ReadAhead
+from raycache.client.waiting import WaitLog
 from raycache.core.manifest import Manifest
 from raycache.core.placement import rank
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Failed, Filed, Sealed
+from raycache.core.waits import FILE, VIEW
 
 CALL_REQUESTS = 256
 """Reads in one call to a worker: enough to fill its fetch pool, little enough to answer soon."""
@@ -103,12 +105,14 @@ class Reader:
         timeout_s: float,
         scheduler: Scheduler = THREADS,
         files: BlockFiles | None = None,
+        waits: WaitLog | None = None,
     ) -> None:
         self._pool = pool
+        self.waits = waits or WaitLog(scheduler=scheduler)
         self.files = files or BlockFiles(scheduler=scheduler)
         self._timeout_s = timeout_s
         self._scheduler = scheduler
-        self.asker = Asker(pool, self.files, view_bytes, timeout_s, scheduler)
+        self.asker = Asker(pool, self.files, view_bytes, timeout_s, scheduler, self.waits)
         self.views = Views(view_bytes, scheduler)
         self._lock = scheduler.lock()
         self._ahead = ReadAhead()
@@ -164,6 +168,9 @@ class Reader:
                     elsewhere.append(want)
                 else:
                     found[want] = view
+        if found:
+            dataset = next(iter(found)).manifest.directory.dataset
+            self.waits.add(dataset, VIEW, "", len(found), sum(map(len, found.values())), 0.0)
         missing, through = self._read_files(elsewhere, found)
         if missing:
             self._hint(missing)
@@ -179,7 +186,12 @@ class Reader:
             return wants, set()
         pieces = [Piece(want.block_id, want.offset, want.length) for want in known]
         failed: set[Want] = set()
-        for want, data in zip(known, self.files.read(pieces), strict=True):
+        began = self._scheduler.monotonic()
+        read = self.files.read(pieces)
+        took_s = self._scheduler.monotonic() - began
+        size_bytes = sum(map(len, filter(None, read)))
+        self.waits.add(known[0].manifest.directory.dataset, FILE, "", len(known), size_bytes, took_s)
+        for want, data in zip(known, read, strict=True):
             if data is None:
                 failed.add(want)
             else:

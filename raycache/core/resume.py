@@ -26,6 +26,8 @@ class Stream:
     """How many there are."""
     change: int
     """The change number that they were selected at."""
+    owners: tuple[tuple[str, int], ...] = ()
+    """Workers, by id and capacity, whose packs come one after the other; see ``shuffle`` of groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +77,18 @@ class EpochState:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, for JSON, pickle and ``torch.save``."""
-        left = [list(span) for span in self.left]
-        return {"format": FORMAT, **asdict(self.stream), "epoch": self.epoch, "left": left, "reader": self.reader,
-                "readers": self.readers}  # fmt: skip
+        left, owners = [list(span) for span in self.left], [list(owner) for owner in self.stream.owners]
+        return {"format": FORMAT, **asdict(self.stream), "owners": owners, "epoch": self.epoch, "left": left,
+                "reader": self.reader, "readers": self.readers}  # fmt: skip
 
     @staticmethod
     def from_dict(state: Mapping[str, Any]) -> EpochState:
         """What ``to_dict`` gave. Raises InvalidInput for anything else."""
         if not _is_state(state):
             raise InvalidInput("this is no state of a stream; merge_states finds it in what a loader returned")
-        stream = Stream(*(int(state[name]) for name in Stream.__slots__))
+        owners = tuple((str(name), int(capacity)) for name, capacity in state.get("owners", ()))
+        seed, window, files, change = (int(state[name]) for name in ("seed", "window", "files", "change"))
+        stream = Stream(seed, window, files, change, owners)
         left = tuple((int(start), int(stop)) for start, stop in state["left"])
         return EpochState(stream, int(state["epoch"]), left, state["reader"], state["readers"])
 

@@ -18,6 +18,10 @@ mini-batch of 256 from a window of 16 packs holds at most 16 classes. Each reade
 global batch of 8 readers holds 8 times as many. A window of all packs is a uniform shuffle. (The same trade is made by
 DIESEL, ICPP 2020, as chunk-wise shuffle, and by shuffle buffers over shards.)
 
+Packs may be sorted into *groups*, one for each node that readers are on: the sequence then has the packs of one node
+after those of another, and readers whose ranks are in the same order of nodes have shares that lie on their own nodes,
+but for what those have more or less of.
+
 Permutations are made of the raw numbers of a generator (PCG64), which NumPy keeps the same from version to version, and
 a stable sort; two equal numbers of 64 bits, which would favour the lower one, do not happen in practice.
 """
@@ -44,23 +48,35 @@ class EpochOrder:
     """
 
     def __init__(
-        self, pack_files: NDArray[np.integer], seed: int = 0, epoch: int = 0, window: int = WINDOW_PACKS
+        self,
+        pack_files: NDArray[np.integer],
+        seed: int = 0,
+        epoch: int = 0,
+        window: int = WINDOW_PACKS,
+        groups: NDArray[np.integer] | None = None,
     ) -> None:
-        """``pack_files``: how many files each pack has. Raises InvalidInput for a number below 0, a window below 1."""
+        """``pack_files``: how many files each pack has. ``groups``: a number of each pack; those with the lowest come
+        first, and no window has packs of two groups. Raises InvalidInput for a number below 0, a window below 1."""
         if seed < 0 or epoch < 0 or window < 1:
             raise InvalidInput(f"seed={seed}, epoch={epoch} must not be negative, window={window} at least 1")
         sizes = np.asarray(pack_files, np.int64)
         first = np.cumsum(sizes) - sizes
         filled = np.flatnonzero(sizes)
-        self.packs = filled[_permutation(len(filled), (seed, epoch))]
+        packs = filled[permutation(len(filled), (seed, epoch))]
+        starts = np.zeros(min(1, len(packs)), np.intp)
+        if groups is not None:
+            packs = packs[np.argsort(groups[packs], kind="stable")]
+            starts = np.flatnonzero(np.diff(groups[packs], prepend=-1))
+        self.packs = packs
         """Packs that files begin in, in the order of the epoch."""
         self._first = first[self.packs]
         self._sizes = sizes[self.packs]
-        ends = np.cumsum(self._sizes)
-        self._bounds = np.concatenate([[0], ends[window - 1 :: window]])
-        if len(ends) % window:
-            self._bounds = np.append(self._bounds, ends[-1])
-        self._seed, self._epoch, self._window = seed, epoch, window
+        stops = [*starts[1:].tolist(), len(packs)]
+        windows = [np.arange(start, stop, window) for start, stop in zip(starts.tolist(), stops, strict=False)]
+        self._windows_at = np.concatenate([*windows, [len(packs)]]).astype(np.intp)
+        """Where in ``packs`` each window begins, and the last one ends."""
+        self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])[self._windows_at]
+        self._seed, self._epoch = seed, epoch
         self._held: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -79,7 +95,7 @@ class EpochOrder:
         touched = [number for number, _ in self._windows(*span)]
         if not touched:
             return np.zeros(0, np.int64)
-        return self.packs[touched[0] * self._window : (touched[-1] + 1) * self._window]
+        return self.packs[self._windows_at[touched[0]] : self._windows_at[touched[-1] + 1]]
 
     def window_end(self, position: int) -> int:
         """The position at which the window of this one ends."""
@@ -96,17 +112,32 @@ class EpochOrder:
 
     def _files_of(self, number: int) -> NDArray[np.int64]:
         if self._held is None or self._held[0] != number:
-            packs = slice(number * self._window, (number + 1) * self._window)
+            packs = slice(*self._windows_at[number : number + 2])
             sizes = self._sizes[packs]
             shift = self._first[packs] - (np.cumsum(sizes) - sizes)
             files = np.repeat(shift, sizes) + np.arange(sizes.sum())
-            order = _permutation(len(files), (self._seed, self._epoch, number + 1))
+            order = permutation(len(files), (self._seed, self._epoch, number + 1))
             self._held = (number, files[order])
         return self._held[1]
 
 
-def _permutation(count: int, words: Sequence[int]) -> NDArray[np.intp]:
+def permutation(count: int, words: Sequence[int]) -> NDArray[np.intp]:
+    """A uniform one, made of some numbers."""
     return np.argsort(np.random.PCG64(words).random_raw(count), kind="stable")
+
+
+def first_uses(
+    pack_files: NDArray[np.integer], files: NDArray[np.integer]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The packs that a sequence of files has, each once, in the order in which it has them, and where each first.
+
+    ``pack_files``: as EpochOrder has it.
+    """
+    pack_of = np.repeat(np.arange(len(pack_files)), pack_files)
+    first = np.full(len(pack_files), len(files))
+    first[pack_of[files[::-1]]] = np.arange(len(files))[::-1]  # of several, the last that is assigned stays
+    packs = np.argsort(first, kind="stable")[: np.count_nonzero(first < len(files))]
+    return packs, first[packs]
 
 
 # ---- spans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -152,6 +153,15 @@ class Filed:
 
 
 Fetched = Sealed | Filed | Buffer | Failed
+
+
+class Served(NamedTuple):
+    """What a worker says to a call."""
+
+    answers: Sequence[Fetched]
+    """In the order of the requests."""
+    source_s: float = 0.0
+    """How long it waited for the under file system."""
 
 
 @dataclass(frozen=True, slots=True)

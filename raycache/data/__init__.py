@@ -3,6 +3,7 @@
     raycache.data.read_files("s3://bucket/train", pattern="**/*.jpg").map(decode).iter_torch_batches(batch_size=64)
     raycache.data.read_images("s3://bucket/train"), read_parquet(...), read_csv(...) ...
     raycache.data.torch.FileDataset("s3://bucket/train", decode)
+    raycache.data.enable(); ray.data.read_parquet("s3://bucket/train"), pandas.read_csv("s3://bucket/train/a.csv") ...
 
 ``read_files`` and ``read_binary_files`` are our own: their tasks are packs and run on the node that keeps them. The
 others are Ray Data's, with our file system; they take what ``ray.data`` takes beside it. Paths are URIs of a source or
@@ -15,7 +16,7 @@ Importing this module imports neither Ray nor torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +82,39 @@ read_text = _reader("read_text")
 read_tfrecords = _reader("read_tfrecords")
 read_videos = _reader("read_videos")
 read_webdataset = _reader("read_webdataset")
+
+
+def enable(schemes: Iterable[str] = ("s3",)) -> None:
+    """From now on this process reads URIs of these schemes through the cache, where they belong to a dataset of it.
+
+    Whatever resolves URIs with fsspec or pyarrow: any ``ray.data.read_*``, ``pyarrow.dataset``, pandas' ``read_csv``.
+    It reads what the cache shows: ``raycache.refresh`` what changed. All else, and every write, goes where it always
+    went. ``raycache.data.enabling`` says what is replaced to that end. Ray Data's read tasks are covered wherever they
+    run; to have other code of all processes of a job covered, ``ray.init(runtime_env={"worker_process_setup_hook":
+    "raycache.data.enable"})``. Raises InvalidInput for a scheme that cannot be enabled; a URI is resolved with the
+    errors of connecting to the cache.
+    """
+    from raycache.data.enabling import enable as begin
+
+    begin(schemes)
+
+
+def disable() -> None:
+    """Undo ``enable``. What was opened stays open."""
+    from raycache.data.enabling import disable as end
+
+    end()
+
+
+def enable_job(runtime_env: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """``enable`` by a variable, without a line of code: RAY_RUNTIME_ENV_HOOK=raycache.data.enable_job.
+
+    Ray calls what this variable names when a program connects to it, and takes the runtime environment that it returns:
+    the program and all processes of its job are enabled. Raises InvalidInput where another hook is in the way.
+    """
+    from raycache.data.enabling import enable_job as begin
+
+    return begin(runtime_env)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raycache.actors.cluster import Cluster, current, is_forked
 from raycache.actors.connection import current_for
@@ -27,7 +28,9 @@ from raycache.client.reader import Reader
 from raycache.client.selection import Numbers, Packs, Selection
 from raycache.config import Settings
 from raycache.core import paths
-from raycache.core.values import Dataset
+from raycache.core.placement import rank
+from raycache.core.values import Dataset, Worker
+from raycache.core.waits import ReaderName
 from raycache.data.nodeview import NodeView
 from raycache.errors import Changed, NotFound
 from raycache.ufs.registry import capture_access
@@ -120,6 +123,8 @@ class Wanted:
     """Directory inside the dataset."""
     pattern: str
     change: int
+    job: str = ""
+    """Whose reads these are, see core.waits."""
 
 
 class Files:
@@ -131,6 +136,7 @@ class Files:
         self._selection = selection
         self._route: Route | None = None
         self._packs: Packs | None = None
+        self._owned: tuple[Sequence[tuple[str, int]], NDArray[np.intp] | None] = (), None
         self._view = NodeView(wanted.settings, wanted.name, wanted.source, wanted.path, wanted.change)
         if not is_forked():
             self._view.hold()  # forks of this process may need it
@@ -148,7 +154,8 @@ class Files:
         dataset, path = locate(cluster, uri, options)
         pinned = cluster.view(True if change is None else change).change
         assert pinned is not None
-        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned)
+        job = cluster.reader.waits.name.job
+        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned, job)
         return Files(wanted, _select(cluster, wanted))
 
     def __len__(self) -> int:
@@ -171,6 +178,24 @@ class Files:
             self._packs = self.selection.packs()
         return self._packs
 
+    def owned(self, owners: Sequence[tuple[str, int]]) -> NDArray[np.intp] | None:
+        """Which of ``owners``, workers by id and capacity, each pack belongs to; None where there are none."""
+        if not owners:
+            return None
+        if owners != self._owned[0]:
+            workers = [Worker(*owner) for owner in owners]
+            places = {worker.worker_id: place for place, worker in enumerate(workers)}
+            manifests, packs = self.selection.manifests, self.packs
+
+            def owner_of(part: int, block: int) -> int:
+                manifest = manifests[part]  # a directory of empty files has no block
+                name = manifest.block_id(block) if block < manifest.block_count else b""
+                return places[rank(name, workers)[0].worker_id]
+
+            found = map(owner_of, packs.part.tolist(), packs.block.tolist())
+            self._owned = owners, np.fromiter(found, np.intp, len(packs.part))
+        return self._owned[1]
+
     def paths(self, numbers: Numbers) -> list[str]:
         """Path of each file below the directory that was asked for."""
         skip = len(self.wanted.path) + 1 if self.wanted.path else 0
@@ -183,6 +208,24 @@ class Files:
     def expect(self, packs: Sequence[int]) -> None:
         """See Route.expect."""
         self._way().expect(packs)
+
+    def reads_as(self, rank: int | None, worker: int | None, epoch: int | None = None) -> None:
+        """Who this process is, for ``raycache explain``. One that reads through a mount is not told of there: it waits
+        for the mount's gateway."""
+        if not is_forked():
+            waits = current_for(self.wanted.settings).reader.waits
+            waits.begin(ReaderName(self.wanted.job, rank, worker, epoch))
+
+    def tell_waits(self) -> None:
+        """This process may end."""
+        if not is_forked():
+            current_for(self.wanted.settings).reader.waits.tell()
+
+    def near(self) -> tuple[str, list[Worker]]:
+        """The node that this process is on, and the workers that keep the files, for readers to agree about."""
+        cluster = current_for(self.wanted.settings)
+        workers = [replace(worker, local=False) for worker in cluster.pool.workers(refresh=True)]
+        return cluster.pool.node_id, [worker for worker in workers if not worker.draining]
 
     def as_of(self, change: int) -> Files:
         """The same selection as of another change."""

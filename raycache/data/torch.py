@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from raycache.core.resume import EpochState, Stream, merge_states
-from raycache.core.shuffle import WINDOW_PACKS, EpochOrder, Readers, Span
+from raycache.core.shuffle import WINDOW_PACKS, EpochOrder, Readers, Span, first_uses, length, permutation
+from raycache.core.values import Worker
 from raycache.data.routes import Files
 from raycache.errors import InvalidInput
 
-__all__ = ["FileDataset", "StreamDataset", "merge_states", "to_tensor"]
+__all__ = ["EpochSampler", "FileDataset", "StreamDataset", "merge_states", "to_tensor"]
 
 Transform = Callable[[memoryview, str], Any]
 READ_FILES = 64
@@ -83,7 +84,64 @@ class FileDataset(Dataset):  # type: ignore[misc]
         if len(wanted) and not -len(self) <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"files are numbered 0 to {len(self) - 1}")
         wanted %= max(1, len(self))
+        self._files.reads_as(_rank_of_process()[0], _worker_of_process()[1])
         return _samples(self._files, wanted, self.transform)
+
+
+class EpochSampler(Sampler[int]):  # type: ignore[misc]
+    """Numbers of a FileDataset's files, for a DataLoader's ``sampler``: each once per epoch, in a uniformly random
+    order that is made of ``(seed, epoch)``, split over ranks. Holds an array of numbers; PyTorch's own samplers make a
+    Python list, which takes five times as much memory.
+
+    The order is known, so that the cache can be told of it. ``ahead``: how many packs are filled before the first of
+    their files is wanted, exactly those, in the order in which they will be; 0, as it is by default, tells nothing.
+    What is filled already, or does not fit, is left as it is. (Dryden et al., "Clairvoyant prefetching for distributed
+    machine learning I/O", SC 2021, from which the idea is.)
+    """
+
+    def __init__(
+        self,
+        files: FileDataset,
+        *,
+        seed: int = 0,
+        even: bool = False,
+        rank: int | None = None,
+        ranks: int | None = None,
+        ahead: int = 0,
+    ) -> None:
+        """``even``, ``rank``, ``ranks``: as StreamDataset has them. Raises InvalidInput."""
+        if (rank is None) != (ranks is None):
+            raise InvalidInput("give both rank and ranks, or neither")
+        if seed < 0 or ahead < 0:
+            raise InvalidInput(f"seed={seed}, ahead={ahead} must not be negative")
+        self._files = files._files
+        self._seed, self._even, self._ahead = seed, even, ahead
+        self._given = None if rank is None or ranks is None else (rank, ranks)
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return length(self._share())
+
+    def __iter__(self) -> Iterator[int]:
+        order = permutation(len(self._files), (self._seed, self._epoch))
+        numbers = np.concatenate([order[start:stop] for start, stop in self._share()] or [order[:0]])
+        packs, first = first_uses(self._files.packs.files, numbers if self._ahead else numbers[:0])
+        told = 0
+        for start in range(0, len(numbers), READ_FILES):
+            stop = min(start + READ_FILES, len(numbers))
+            tell = min(int(np.searchsorted(first, stop)) + self._ahead, len(packs))
+            if told < tell:
+                self._files.expect(packs[told:tell].tolist())
+                told = tell
+            yield from numbers[start:stop].tolist()
+
+    def _share(self) -> list[Span]:
+        rank, ranks = _checked_rank(self._given)
+        return Readers(ranks).shares([(0, len(self._files))], even=self._even)[rank]
 
 
 class StreamDataset(IterableDataset):  # type: ignore[misc]
@@ -114,12 +172,17 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         even: bool = False,
         rank: int | None = None,
         ranks: int | None = None,
+        near: bool | Sequence[str] = False,
         options: Mapping[str, Any] | None = None,
         change: int | None = None,
     ) -> None:
         """``seed``, ``window``: see ``core.shuffle``. ``even``: all ranks get equally many samples, as training in step
-        (DDP) needs; fewer than there are ranks are left out of an epoch. Else ranks differ by one at most. The other
-        arguments are FileDataset's, and so are the errors.
+        (DDP) needs; fewer than there are ranks are left out of an epoch. Else ranks differ by one at most.
+
+        ``near``: each rank reads what its node keeps, as far as shares of equal length allow; a pack is then read by
+        ranks of the same node in every epoch, which is less of a shuffle. True asks all ranks where they are, over
+        ``torch.distributed``: all of them make the dataset, after it is initialised. Else the Ray node of each rank.
+        The other arguments are FileDataset's, and so are the errors.
         """
         if (rank is None) != (ranks is None):
             raise InvalidInput("give both rank and ranks, or neither")
@@ -128,6 +191,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         self._seed, self._window, self._even = seed, window, even
         self._given = None if rank is None or ranks is None else (rank, ranks)
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._owners = self._find_owners(near)
         self._loaded: EpochState | None = None
         self._reading: EpochState | None = None
         self._order()  # refuses what is no order
@@ -156,6 +220,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Any]:
         """This reader's samples. Raises what ``Reader.read`` raises, and InvalidInput for a state of another reader."""
         self._reading = self._mine()
+        self._files.reads_as(self._rank()[0], _worker_of_process()[1], self.epoch)
         return self._read(self._order(), list(self._reading.left))
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,7 +242,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         loaded = EpochState.from_dict(state)
         if loaded.stream.change != self.change:
             self._files = self._files.as_of(loaded.stream.change)
-        if loaded.stream != self._stream():
+        if replace(loaded.stream, owners=self._owners) != self._stream():
             raise InvalidInput(f"the state is of {loaded.stream}, and this is {self._stream()}")
         self.set_epoch(loaded.epoch)
         self._loaded, self._reading = loaded, None
@@ -187,16 +252,28 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
         return {**self.__dict__, "_given": self._rank()}
 
     def _stream(self) -> Stream:
-        return Stream(self._seed, self._window, len(self._files), self.change)
+        return Stream(self._seed, self._window, len(self._files), self.change, self._owners)
 
     def _order(self) -> EpochOrder:
-        return EpochOrder(self._files.packs.files, self._seed, self.epoch, self._window)
+        groups = self._files.owned(self._state().stream.owners)
+        return EpochOrder(self._files.packs.files, self._seed, self.epoch, self._window, groups)
+
+    def _find_owners(self, near: bool | Sequence[str]) -> tuple[tuple[str, int], ...]:
+        """Workers of the nodes that ranks are on, by rank. Raises InvalidInput."""
+        if near is False:
+            return ()
+        ranks = self._rank()[1]
+        node, workers = self._files.near()
+        nodes = [node] if near is True else list(near)
+        if near is True and ranks > 1:
+            nodes, workers = _told_by_ranks(ranks, node, workers)
+        if len(nodes) != ranks:
+            raise InvalidInput(f"near names the nodes of {len(nodes)} ranks, and there are {ranks}")
+        by_node = {worker.node_id: (worker.worker_id, worker.capacity_bytes) for worker in workers}
+        return tuple(by_node[each] for each in dict.fromkeys(nodes) if each in by_node)
 
     def _rank(self) -> tuple[int, int]:
-        rank, ranks = self._given or _rank_of_process()
-        if not 0 <= rank < ranks:
-            raise InvalidInput(f"rank {rank} is none of {ranks}")
-        return rank, ranks
+        return _checked_rank(self._given)
 
     def _state(self) -> EpochState:
         """What is left of the epoch when it begins here."""
@@ -207,9 +284,9 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
     def _mine(self) -> EpochState:
         """The share of this process in it."""
         rank, ranks = self._rank()
-        worker = get_worker_info()
-        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        return self._state().share(Readers(ranks, workers), rank * workers + number, even=self._even)
+        workers, number = _worker_of_process()
+        reader = rank * workers + (number or 0)
+        return self._state().share(Readers(ranks, workers), reader, even=self._even)
 
     def _read(self, order: EpochOrder, left: list[Span]) -> Iterator[Any]:
         """Samples at positions; what is left then is known before each of them is handed out."""
@@ -227,6 +304,7 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
                     start += 1
                     self._reading = replace(self._reading, left=((start, stop), *left)[start == stop :])
                     yield sample
+        self._files.tell_waits()
 
     def _at_once(self, numbers: Any) -> Any:
         """As many of these files as fit into one read, at least one."""
@@ -236,6 +314,30 @@ class StreamDataset(IterableDataset):  # type: ignore[misc]
 
 def _samples(files: Files, numbers: Any, transform: Transform) -> list[Any]:
     return [transform(buffer, path) for buffer, path in zip(files.read(numbers), files.paths(numbers), strict=True)]
+
+
+def _told_by_ranks(ranks: int, node: str, workers: list[Worker]) -> tuple[list[str], list[Worker]]:
+    """The node of each rank, and the workers as rank 0 knows them."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == ranks):
+        raise InvalidInput(f"near=True asks {ranks} ranks over torch.distributed: initialise it, or give their nodes")
+    told: list[Any] = [None] * ranks
+    distributed.all_gather_object(told, (node, workers))
+    return [each[0] for each in told], told[0][1]
+
+
+def _worker_of_process() -> tuple[int, int | None]:
+    """How many DataLoader workers there are, and which of them this is; 1 and None where it is none."""
+    worker = get_worker_info()
+    return (1, None) if worker is None else (worker.num_workers, worker.id)
+
+
+def _checked_rank(given: tuple[int, int] | None) -> tuple[int, int]:
+    """Rank and number of ranks: as given, else of this process. Raises InvalidInput."""
+    rank, ranks = given or _rank_of_process()
+    if not 0 <= rank < ranks:
+        raise InvalidInput(f"rank {rank} is none of {ranks}")
+    return rank, ranks
 
 
 def _rank_of_process() -> tuple[int, int]:

@@ -40,7 +40,6 @@ HOLE_S = 5.0
 PULLERS, SEALERS = 4, 4
 """Threads that fetch whole blocks from others, and that put them away: a disk that syncs is kept busy by a few."""
 
-
 Answer = Kept | Filed | Buffer | Failed
 
 
@@ -95,27 +94,28 @@ class BlockStore:
                 condition.notify_all()
         self.tiers.close()
 
-    def fetch(self, requests: Sequence[Fetch], timeout_s: float, *, direct: bool = False) -> list[Answer]:
+    def fetch(self, requests: Sequence[Fetch], timeout_s: float, *, direct: bool = False) -> tuple[list[Answer], float]:
         """Answer reads: a Kept block where it is held and wanted whole, a Filed one where it is on disk and the client
-        may open it, the bytes of the range, or a Failed.
+        may open it, the bytes of the range, or a Failed. With the seconds that this took if the source was waited for.
 
         All of them are asked for before the first is waited for. After ``timeout_s`` the rest fails as Unavailable.
         ``direct``: another worker asks; what is missing comes from the source, not from a third one.
         """
-        deadline = self._scheduler.monotonic() + timeout_s
+        began = self._scheduler.monotonic()
         if not self._peers.introduced and not all(self.tiers.has(request.block_id) for request in requests):
             self._peers.await_introduction(timeout_s)
         with self._lock:
             self._counters.reads += len(requests)
             self._counters.hedged += sum(request.hedged for request in requests)
             begun = [self._begin(request, direct) for request in requests]
-        return [self._finish(request, step, deadline, direct) for request, step in zip(requests, begun, strict=True)]
+            of_source = any(isinstance(step, Flight) and not step.pulling for step in begun)
+        end = began + timeout_s
+        answers = [self._finish(request, step, end, direct) for request, step in zip(requests, begun, strict=True)]
+        return answers, self._scheduler.monotonic() - began if of_source else 0.0
 
     def lend(self, block_id: bytes) -> Kept | Buffer | None:
-        """A whole block for another worker, or None when it is not here. What belongs there is a surplus from now on.
-
-        None as well for a block with holes: the source may have what they lack.
-        """
+        """A whole block for another worker, which is a surplus here from now on where it belongs there. None when it is
+        not here, and when it has holes: the source may have what they lack."""
         kept = self.tiers.in_memory(block_id)
         stored = self.tiers.find_stored(block_id) if kept is None else None
         found: Kept | Buffer | None = kept

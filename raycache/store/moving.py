@@ -129,7 +129,7 @@ class Mover:
         a third one could lead back to who asks, and both would wait for each other."""
         if not self._tiers.has(request.block_id) and self._peers.first(request.block_id) is not None:
             return None
-        return self._store.fetch([request], timeout_s, direct=True)[0]
+        return self._store.fetch([request], timeout_s, direct=True)[0][0]
 
     def _tell(self, blocks: Iterable[tuple[bytes, str | None]]) -> None:
         """Offer blocks to their owners, and note which have to be moved at once."""

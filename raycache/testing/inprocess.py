@@ -22,7 +22,7 @@ from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Freed, ListingJob, Sealed, Worker
+from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Freed, ListingJob, Sealed, Served, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
@@ -156,9 +156,9 @@ class InProcessMaster:
 class _FutureCall:
     """A Call in a thread."""
 
-    future: Future[list[Fetched]]
+    future: Future[Served]
 
-    def answers(self) -> Sequence[Fetched]:
+    def answers(self) -> Served:
         """See Call."""
         return self.future.result()
 
@@ -208,10 +208,11 @@ class InProcessPool:
         if store is None:
             return Ended(WorkerLost(f"{worker_id} is gone"))
 
-        def fetch() -> list[Fetched]:
+        def fetch() -> Served:
             if gate is not None:
                 gate.wait(SLOW_MAX_S)
-            return [fetched(answer) for answer in store.fetch(requests, timeout_s)]
+            answers, source_s = store.fetch(requests, timeout_s)
+            return Served([fetched(answer) for answer in answers], source_s)
 
         return _FutureCall(self._callers.submit(fetch))
 

@@ -21,12 +21,16 @@ def fetch(offset: int, length: int) -> Fetch:
     return Fetch(b"block", b"plan", offset, length, whole=False)
 
 
-def answer(requests: Sequence[Fetch], timeout_s: float) -> tuple[int, list[Buffer | Failed]]:
+def answer(requests: Sequence[Fetch], timeout_s: float) -> tuple[int, float, list[Buffer | Failed]]:
     assert 0 < timeout_s <= 5
-    return 7, [
-        Failed(Changed("gone")) if request.offset < 0 else memoryview(DATA)[request.offset :][: request.length]
-        for request in requests
-    ]
+    return (
+        7,
+        1.5,
+        [
+            Failed(Changed("gone")) if request.offset < 0 else memoryview(DATA)[request.offset :][: request.length]
+            for request in requests
+        ],
+    )
 
 
 def view_of(server: ByteServer, *, local: bool = False) -> View:
@@ -43,14 +47,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, token: str | None = None) -> ByteServ
 def test_bytes_compare_as_bytes_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(monkeypatch) as server:
         ranges = Ranges()
-        _, (data,) = ranges.receive(ranges.ask(view_of(server), {"w": [fetch(200, 20)]}, 5))["w"]
-        assert data == DATA[200:220]
+        _, ((data,), source_s) = ranges.receive(ranges.ask(view_of(server), {"w": [fetch(200, 20)]}, 5))["w"]
+        assert (data, source_s) == (DATA[200:220], 1.5)
 
 
 def ask(ranges: Ranges, view: View, *requests: Fetch) -> dict[str, tuple[int, list[Any]]]:
     found = ranges.receive(ranges.ask(view, {"w": requests}, 5))
     return {
-        name: (number, [one if isinstance(one, Failed | Sealed | Filed) else bytes(one) for one in got])
+        name: (number, [one if isinstance(one, Failed | Sealed | Filed) else bytes(one) for one in got.answers])
         for name, (number, got) in found.items()
     }
 

@@ -31,7 +31,7 @@ from raycache.core import paths
 from raycache.core.listing import append, build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.membership import View
-from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Worker
+from raycache.core.values import BlockPlan, Dataset, Fetch, Fetched, Sealed, Served, Worker
 from raycache.errors import NotFound, SourceUnavailable
 from raycache.fuse import wire
 from raycache.fuse.kernel import KernelSession
@@ -150,7 +150,7 @@ class TreePool:
         """Nothing is made ahead, so that a test knows what a read has to wait for."""
 
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
-        return Ended([self._fetch(each) for each in requests])
+        return Ended(Served([self._fetch(each) for each in requests]))
 
     def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
         return calls

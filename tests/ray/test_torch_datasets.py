@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import raycache
 from raycache.actors.cluster import current
 from raycache.config import load_settings
-from raycache.data.torch import FileDataset, StreamDataset, merge_states
+from raycache.core.placement import rank
+from raycache.data.decoding import decode_audio, decode_image
+from raycache.data.torch import EpochSampler, FileDataset, StreamDataset, merge_states
 from raycache.errors import InvalidInput
 from raycache.fuse.mount import list_mounts
 
@@ -115,6 +122,75 @@ def test_a_dataset_shows_what_was_listed_when_it_was_made(cache: Any, tmp_path: 
     assert FileDataset(str(tmp_path), change=dataset.change).paths() == ["old.bin"]
 
 
+def test_ranks_read_what_their_nodes_keep(cache: Any, source: Path) -> None:
+    """Three nodes, as far as placement goes: each rank's share is its node's, and any other ranks go on with it."""
+    (mine,) = cache.pool.workers()
+    workers = [replace(mine, worker_id=name, node_id=f"node-{name}") for name in "abc"]
+    nodes = ["node-b", "node-b", "node-a", "node-c"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache.pool, "workers", lambda refresh=False: workers)
+        streams = [StreamDataset(str(source), as_path, window=1, rank=at, ranks=4, near=nodes) for at in range(4)]
+    files = streams[0]._files
+    manifests, packs = files.selection.manifests, files.packs
+    node_of_class = {
+        manifests[part].directory.path: rank(manifests[part].block_id(block), workers)[0].node_id
+        for part, block in zip(packs.part.tolist(), packs.block.tolist(), strict=True)
+    }
+    assert len(node_of_class) == 3, "a pack each"
+    read = [path for stream in streams for path in stream]
+    assert sorted(read) == sorted(wanted(source))
+    order = [["node-b", "node-a", "node-c"].index(node_of_class[path.partition("/")[0]]) for path in read]
+    assert order == sorted(order)
+    state = streams[0].state_after(3, 8)
+    assert json.loads(json.dumps(state)) == state
+    taken = [path for stream in streams for path in list(stream)[:24]]
+    rest = StreamDataset(str(source), as_path, window=1)
+    rest.load_state_dict(state)
+    assert sorted([*taken, *rest]) == sorted(wanted(source)), "on another cluster, in the order that it was"
+    with pytest.raises(InvalidInput, match="names the nodes of 1 ranks, and there are 2"):
+        StreamDataset(str(source), rank=0, ranks=2, near=["node-a"])
+    with pytest.raises(InvalidInput, match=r"over torch.distributed"):
+        StreamDataset(str(source), rank=0, ranks=2, near=True)
+    assert sorted(StreamDataset(str(source), as_path, near=True)) == sorted(wanted(source))
+
+
+def test_a_sampler_that_is_told_the_cache(cache: Any, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file once per epoch, whatever the ranks; and packs are announced once, in time."""
+    dataset = FileDataset(str(source), as_path)
+    packs = dataset._files.packs.files
+    told: list[int] = []
+    monkeypatch.setattr(dataset._files, "expect", told.extend)
+    samplers = [EpochSampler(dataset, seed=4, rank=rank, ranks=3, ahead=2) for rank in range(3)]
+    for sampler in samplers:
+        sampler.set_epoch(1)
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(share) for share in shares] == [len(sampler) for sampler in samplers] == [FILES / 3] * 3
+    assert sorted(number for share in shares for number in share) == list(range(FILES))
+    pack_of = torch.repeat_interleave(torch.arange(len(packs)), torch.from_numpy(packs)).tolist()
+    assert told == [pack for share in shares for pack in dict.fromkeys(pack_of[number] for number in share)]
+    told.clear()
+    plain = EpochSampler(dataset, seed=4)
+    assert sorted(path for batch in loader(dataset, "forkserver", sampler=plain) for path in batch) == sorted(
+        wanted(source)
+    )
+    plain.set_epoch(1)
+    assert list(plain) == [number for share in shares for number in share], "the same order, cut"
+    assert told == []
+    for wrong in ({"rank": 1}, {"ahead": -1}, {"seed": -1}):
+        with pytest.raises(InvalidInput):
+            EpochSampler(dataset, **wrong)
+
+
+def test_files_are_decoded_by_libraries(cache: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.full((6, 5), 7, np.uint8)).save(tmp_path / "grey.png")
+    soundfile.write(tmp_path / "tone.wav", np.full((100, 2), 0.25, np.float32), 8000)
+    (image,) = FileDataset(str(tmp_path), decode_image, pattern="*.png")
+    assert (image.shape, image.dtype, int(image.max())) == ((3, 6, 5), torch.uint8, 7)
+    ((samples, rate),) = FileDataset(str(tmp_path), decode_audio, pattern="*.wav")
+    assert (samples.shape, samples.dtype, rate) == ((2, 100), torch.float32, 8000)
+    assert torch.allclose(samples, torch.tensor(0.25))
+
+
 @pytest.fixture(scope="module")
 def mounted(cache: Any, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with raycache.mount(str(source), tmp_path_factory.mktemp("mnt")):
@@ -125,20 +201,20 @@ def test_an_epoch_is_split_and_resumed_by_another_number_of_ranks(mounted: Path)
     """Two ranks with two workers each stop after 3 and 4 batches; three without workers go on."""
     seen: Counter[str] = Counter()
     states = []
-    for rank in range(2):
-        stream = StreamDataset(str(mounted), as_path, seed=3, window=1, rank=rank, ranks=2)
+    for at in range(2):
+        stream = StreamDataset(str(mounted), as_path, seed=3, window=1, rank=at, ranks=2)
         stream.set_epoch(5)
         loading = loader(stream, kind=StatefulDataLoader)
         batches = iter(loading)
-        for _ in range(3 + rank):
+        for _ in range(3 + at):
             seen.update(next(batches))
         states.append({"loader": loading.state_dict(), "model": torch.zeros(1)})
         del batches
     assert sum(seen.values()) == 7 * 8
     with pytest.raises(InvalidInput, match="missing"):
         merge_states(states[:1])
-    for rank in range(3):
-        stream = StreamDataset(str(mounted), as_path, seed=3, window=1, rank=rank, ranks=3)
+    for at in range(3):
+        stream = StreamDataset(str(mounted), as_path, seed=3, window=1, rank=at, ranks=3)
         stream.load_state_dict(merge_states(states))
         assert len(stream) in (31, 32)
         seen.update(stream)

@@ -52,7 +52,7 @@ def store(source: Source) -> Any:
 
 
 def read(store: BlockStore, number: int) -> bytes:
-    (answer,) = store.fetch([Fetch(PLAN.block_id, PLAN.pack(), 100 * number, 100, whole=False)], 10)
+    (answer,), _ = store.fetch([Fetch(PLAN.block_id, PLAN.pack(), 100 * number, 100, whole=False)], 10)
     if isinstance(answer, Failed):
         raise answer.error
     return bytes(answer)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_two_hundred_clients_are_all_answered_within_the_bounds(source: Source) 
         ready.wait(30)
         for _ in range(10):
             plan, part = rng.choice(plans), rng.randrange(3)
-            (answer,) = store.fetch([Fetch(plan.block_id, plan.pack(), 100 * part, 100, whole=False)], 20)
+            (answer,), _ = store.fetch([Fetch(plan.block_id, plan.pack(), 100 * part, 100, whole=False)], 20)
             assert bytes(answer) == str(part).encode() * 100  # type: ignore[arg-type]
             store.check()
 

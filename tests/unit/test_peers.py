@@ -88,7 +88,7 @@ class Fleet:
     def read(self, name: str, number: int, part: int = 0, length: int = BLOCK_BYTES) -> bytes:
         one = plan(number)
         fetch = Fetch(one.block_id, one.pack(), 100 * part, length, whole=False)
-        (answer,) = self.members[name][0].fetch([fetch], 10)
+        (answer,), _ = self.members[name][0].fetch([fetch], 10)
         if isinstance(answer, Failed):
             raise answer.error
         return bytes(answer)  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ class Fleet:
         return self._reach(taker, "take")[0].take(giver, block, timeout_s)
 
     def read_through(self, owner: Worker, request: Fetch, timeout_s: float) -> Buffer:
-        (answer,) = self._reach(owner, "read")[0].fetch([request], timeout_s, direct=True)
+        (answer,), _ = self._reach(owner, "read")[0].fetch([request], timeout_s, direct=True)
         if isinstance(answer, Failed):
             raise answer.error
         return answer  # type: ignore[return-value]

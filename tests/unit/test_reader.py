@@ -14,7 +14,7 @@ from raycache.client.reader import Reader
 from raycache.core.listing import LISTING_SCHEMA, build
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.placement import rank
-from raycache.core.values import Fetch, Fetched, Worker
+from raycache.core.values import Fetch, Fetched, Served, Worker
 from raycache.errors import ClusterUnavailable, Unavailable, WorkerLost
 
 WORKERS = [Worker(name, 1) for name in ("a", "b", "c")]
@@ -52,7 +52,7 @@ class Pool:
 
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
         self.asked.append(worker_id)
-        return Ended(WorkerLost("gone") if worker_id in self.lost else served(requests))
+        return Ended(WorkerLost("gone") if worker_id in self.lost else Served(served(requests)))
 
     def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
         return calls

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycache.core.shuffle import EpochOrder, Readers, Span, cut, length, united
+from raycache.core.shuffle import EpochOrder, Readers, Span, cut, first_uses, length, united
 from raycache.errors import InvalidInput
 
 PACKS = st.lists(st.integers(0, 9), max_size=40).map(lambda sizes: np.array(sizes, np.int64))
@@ -35,6 +35,34 @@ def test_a_part_of_an_epoch_is_that_part(packs: np.ndarray, seed: int, window: i
     assert set(pack_of[whole[start:stop]]) <= set(order.packs_of((start, stop)))
     if start < stop:
         assert start < order.window_end(start) <= len(order)
+
+
+@given(PACKS, SEEDS, EPOCHS, WINDOWS, st.data())
+def test_groups_come_one_after_the_other_and_share_no_window(
+    packs: np.ndarray, seed: int, epoch: int, window: int, data: st.DataObject
+) -> None:
+    groups = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(packs), max_size=len(packs))), np.intp)
+    order = EpochOrder(packs, seed, epoch, window, groups)
+    files = order.files((0, len(order)))
+    assert sorted(files.tolist()) == list(range(packs.sum()))
+    group_of = np.repeat(groups, packs)[files]
+    assert np.all(np.diff(group_of) >= 0)
+    for start in range(len(order)):
+        assert group_of[order.window_end(start) - 1] == group_of[start]
+        assert set(groups[order.packs_of((start, start + 1))]) == {group_of[start]}
+    plain = EpochOrder(packs, seed, epoch, window)
+    for group in set(groups.tolist()):
+        assert [pack for pack in plain.packs if groups[pack] == group] == [p for p in order.packs if groups[p] == group]
+
+
+@given(PACKS, SEEDS, st.data())
+def test_packs_in_the_order_in_which_a_sequence_has_them(packs: np.ndarray, seed: int, data: st.DataObject) -> None:
+    whole = EpochOrder(packs, seed, 0, 50).files((0, int(packs.sum())))
+    files = whole[: data.draw(st.integers(0, len(whole)))]
+    pack_of = np.repeat(np.arange(len(packs)), packs)[files].tolist()
+    found, at = first_uses(packs, files)
+    assert found.tolist() == list(dict.fromkeys(pack_of))
+    assert at.tolist() == [pack_of.index(pack) for pack in found.tolist()]
 
 
 @given(PACKS, SEEDS, st.integers(1, 6))

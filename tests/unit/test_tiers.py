@@ -79,7 +79,7 @@ def read(store: BlockStore, number: int, part: int = 0, *, parts: int = 1, whole
     """Read parts of a block and check every byte; returns the answer."""
     parts_of = tuple(Part(f"{number}/{n}", "v", 0, PART * n, PART) for n in range(3))
     plan = BlockPlan(number.to_bytes(16, "big"), "data", SIZE, parts_of)
-    (answer,) = store.fetch([Fetch(plan.block_id, plan.pack(), PART * part, PART * parts, whole)], 10)
+    (answer,), _ = store.fetch([Fetch(plan.block_id, plan.pack(), PART * part, PART * parts, whole)], 10)
     if isinstance(answer, Failed):
         raise answer.error
     start = PART * part

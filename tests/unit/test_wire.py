@@ -23,7 +23,7 @@ from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.core.listing import LISTING_SCHEMA, build, prepare_listing
 from raycache.core.manifest import Directory, Manifest
-from raycache.core.values import BlockPlan, Dataset, Fetch, Sealed, Worker
+from raycache.core.values import BlockPlan, Dataset, Fetch, Sealed, Served, Worker
 from raycache.errors import NotFound
 from raycache.fuse import dirents, wire
 from raycache.fuse.errno import errno_of
@@ -320,7 +320,7 @@ class OneDirectory:
         """Nothing is made ahead."""
 
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Ended:
-        return Ended([self._make(BlockPlan.unpack(each.packed_plan)) for each in requests])
+        return Ended(Served([self._make(BlockPlan.unpack(each.packed_plan)) for each in requests]))
 
     def wait(self, calls: Sequence[Call], timeout_s: float) -> Sequence[Call]:
         return calls

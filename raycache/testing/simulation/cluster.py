@@ -23,7 +23,7 @@ from raycache.core.listing import build, prepare_listing
 from raycache.core.manifest import Directory as About
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Fetch, Fetched, Worker
+from raycache.core.values import Fetch, Served, Worker
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.versions import next_version
 from raycache.store.accounts import Accounts
@@ -267,12 +267,12 @@ class SimulatedPool:
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
 
-        def ask(worker: RunningWorker) -> list[Fetched]:
-            answers = [fetched(answer) for answer in worker.store_when_open().fetch(requests, timeout_s)]
+        def ask(worker: RunningWorker) -> Served:
+            answers, source_s = worker.store_when_open().fetch(requests, timeout_s)
             settled = worker.opened().settled
             if settled > self._view.number:
                 self._newer = (settled, worker_id)  # it travels with the answers
-            return answers
+            return Served([fetched(answer) for answer in answers], source_s)
 
         return self._begin(worker_id, ask, "fetch")
 
