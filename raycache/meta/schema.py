@@ -136,7 +136,100 @@ CREATE TABLE pins (                       -- what is not evicted
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION)
+_WRITING = """
+ALTER TABLE datasets ADD COLUMN
+    write_type TEXT NOT NULL DEFAULT 'async'; -- cache, through or async: when what is written gets to the source
+
+ALTER TABLE directories ADD COLUMN
+    opaque INTEGER NOT NULL DEFAULT 0;    -- 1: made or moved here; what the source lists under its path is not shown
+
+CREATE TABLE inodes (                     -- what was made or changed through the cache; all else is rows of manifests
+    ino        INTEGER PRIMARY KEY,       -- see core.inode: says what it is; never used twice
+    dataset    TEXT NOT NULL,             -- datasets.name
+    mode       INTEGER NOT NULL,          -- st_mode: kind and permissions
+    uid        INTEGER NOT NULL,          -- -1: whoever mounted
+    gid        INTEGER NOT NULL,          -- -1: whoever mounted
+    nlink      INTEGER NOT NULL,          -- names it has; a directory 2 and one for each in it; 0: only open
+    size_bytes INTEGER NOT NULL,
+    atime_ns   INTEGER NOT NULL,
+    mtime_ns   INTEGER NOT NULL,
+    ctime_ns   INTEGER NOT NULL,
+    rdev       INTEGER NOT NULL,          -- of a device node
+    target     BLOB,                      -- of a symbolic link, else NULL
+    version    INTEGER NOT NULL           -- of the contents: higher with each commit and each change of size
+);
+
+CREATE TABLE entries (                    -- names laid over the manifest of their directory
+    parent INTEGER NOT NULL,              -- number of the directory
+    name   BLOB NOT NULL,
+    ino    INTEGER,                       -- what it means; NULL: a whiteout, the name in the source is gone
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE INDEX entries_by_ino ON entries (ino) WHERE ino NOT NULL; -- the names of an inode, and the way up from it
+
+CREATE TABLE extents (                    -- where the bytes of written files lie; what none covers is zeros
+    ino            INTEGER NOT NULL,      -- inodes.ino
+    at             INTEGER NOT NULL,      -- offset in the file
+    length         INTEGER NOT NULL,
+    segment        TEXT,                  -- segments.segment, or NULL: in the source
+    segment_offset INTEGER NOT NULL,      -- in the segment, or in the object
+    path           BLOB,                  -- of the object, inside the dataset; NULL: in a segment
+    etag           TEXT NOT NULL,         -- version of the object
+    row            INTEGER NOT NULL,      -- number of a listed file with these bytes; 0: none
+    PRIMARY KEY (ino, at)
+) WITHOUT ROWID;
+CREATE INDEX extents_by_segment ON extents (segment) WHERE segment NOT NULL; -- whether a segment is still needed
+
+CREATE TABLE segments (                   -- files of new bytes on the disks of workers
+    segment    TEXT NOT NULL,
+    worker_id  TEXT NOT NULL,             -- whose; one row for each copy
+    size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (segment, worker_id)
+) WITHOUT ROWID;
+
+CREATE TABLE xattrs (
+    ino   INTEGER NOT NULL,               -- inodes.ino
+    name  BLOB NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (ino, name)
+) WITHOUT ROWID;
+
+CREATE TABLE orphans (                    -- inodes without a name that a mount has open
+    ino    INTEGER NOT NULL,              -- inodes.ino
+    holder TEXT NOT NULL,                 -- id of the mount
+    PRIMARY KEY (ino, holder)
+) WITHOUT ROWID;
+
+CREATE TABLE touched (                    -- directories whose published manifest is behind their entries
+    dir_id   INTEGER PRIMARY KEY,
+    since_ns INTEGER NOT NULL             -- when the first change came that is not published
+);
+
+CREATE TABLE pending (                    -- what the source has not got yet: for each path, what it is to be last
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT, -- order in which it is brought about
+    dataset     TEXT NOT NULL,            -- datasets.name
+    path        BLOB NOT NULL,            -- inside the dataset
+    kind        TEXT NOT NULL,            -- put, delete, mkdir or rmdir
+    ino         INTEGER,                  -- of put: inodes.ino
+    version     INTEGER,                  -- of put: of the contents to be put
+    base_etag   TEXT,                     -- what the source has there as far as is known; '': nothing; NULL: not known
+    tries       INTEGER NOT NULL DEFAULT 0,
+    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff
+    error       TEXT NOT NULL DEFAULT '', -- of the last try
+    conflict    INTEGER NOT NULL DEFAULT 0, -- 1: the source holds something newer; not tried again by itself
+    UNIQUE (dataset, path)
+);
+
+CREATE TABLE persisted (                  -- what the source has of written files
+    ino     INTEGER PRIMARY KEY,          -- inodes.ino
+    version INTEGER NOT NULL,             -- of the contents that were put
+    path    BLOB NOT NULL,                -- where
+    etag    TEXT NOT NULL                 -- the version that the source gave it
+);
+INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 
