@@ -213,19 +213,30 @@ CREATE TABLE pending (                    -- what the source has not got yet: fo
     ino         INTEGER,                  -- of put: inodes.ino
     version     INTEGER,                  -- of put: of the contents to be put
     base_etag   TEXT,                     -- what the source has there as far as is known; '': nothing; NULL: not known
+    worker_id   TEXT NOT NULL,            -- of put: the worker with most of its bytes; '': any can do it
+    since_ns    INTEGER NOT NULL,         -- when the path was first behind
+    lease       TEXT NOT NULL DEFAULT '', -- the process that is at it, until not_before_ns; '': none
+    tried       TEXT NOT NULL DEFAULT '', -- versions that may have got there although nobody heard of it, as JSON
     tries       INTEGER NOT NULL DEFAULT 0,
-    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff
+    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff, or the end of the lease
     error       TEXT NOT NULL DEFAULT '', -- of the last try
+    aside       INTEGER NOT NULL DEFAULT 0, -- 1: those after it do not wait for it
     conflict    INTEGER NOT NULL DEFAULT 0, -- 1: the source holds something newer; not tried again by itself
     UNIQUE (dataset, path)
 );
+CREATE INDEX pending_order ON pending (dataset, kind, seq) WHERE aside = 0; -- what others wait for
+CREATE INDEX pending_due ON pending (dataset, kind, worker_id, not_before_ns) WHERE conflict = 0;
+CREATE INDEX pending_by_ino ON pending (ino) WHERE ino NOT NULL; -- whether an inode is behind
 
 CREATE TABLE persisted (                  -- what the source has of written files
-    ino     INTEGER PRIMARY KEY,          -- inodes.ino
+    dataset TEXT NOT NULL,                -- datasets.name
+    path    BLOB NOT NULL,                -- inside the dataset
+    ino     INTEGER NOT NULL,             -- inodes.ino
     version INTEGER NOT NULL,             -- of the contents that were put
-    path    BLOB NOT NULL,                -- where
-    etag    TEXT NOT NULL                 -- the version that the source gave it
-);
+    etag    TEXT NOT NULL,                -- the version that the source gave them
+    PRIMARY KEY (dataset, path)
+) WITHOUT ROWID;
+CREATE INDEX persisted_by_ino ON persisted (ino); -- one row for each hard link
 INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
 """
 
