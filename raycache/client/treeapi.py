@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from raycache.core.inode import Attr, Content, Name, Segment, Verb
+from raycache.core.inode import EXCHANGE, NOREPLACE, VERBS_AT_ONCE, Attr, Content, Name, Place, Segment, Verb
 from raycache.core.values import Failed
 
-Place = int | tuple[str, str]
-"""What a verb is about: an inode number, or a dataset and a path inside it (links on the way are not followed)."""
-VERBS_AT_ONCE = 1024
-"""Most verbs of one call."""
-NOREPLACE, EXCHANGE = 1, 2
-"""Flags of ``rename``, as of renameat2(2)."""
+__all__ = ["EXCHANGE", "NOREPLACE", "VERBS_AT_ONCE", "Place", "TreeApi"]
 
 
 class TreeApi(Protocol):

@@ -25,6 +25,16 @@ MOUNT_OWNER = -1
 """uid and gid of what nobody has given an owner: whoever mounted is shown."""
 LISTED_FILE, LISTED_DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 """Modes of what was only listed."""
+VERBS_AT_ONCE = 1024
+"""Most verbs of one call."""
+NOREPLACE, EXCHANGE = 1, 2
+"""Flags of ``rename``, as of renameat2(2)."""
+NLINK_MAX = 65_000
+"""Most names of a file."""
+TREE_MAX = 1_000_000
+"""Most listed files and directories in a tree that is moved or removed in one step."""
+Place = int | tuple[str, str]
+"""What a verb is about: an inode number, or a dataset and a path inside it (links on the way are not followed)."""
 EXTENTS_MAX = 4096
 """Most extents of one file; who writes more scattered than that copies what lies between."""
 _CONTENT = "rc:"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +148,7 @@ class Catalog:
             columns = "name, source, root_id, attached_ns"
             db.execute(f"INSERT INTO datasets ({columns}) VALUES (?, ?, ?, ?)", (name, source, root_id, attached_ns))
             told = {"name": name, "source": source, "root_id": root_id, "attached_ns": attached_ns}
-            _keep_reply(db, request_id, told)
+            keep_reply(db, request_id, told)
         return dataset
 
     def set_refresh(self, name: str, every_s: float) -> Dataset:
@@ -171,7 +171,7 @@ class Catalog:
             db.execute("DELETE FROM listings WHERE dataset = ?", (name,))
             db.execute("DELETE FROM pins WHERE dataset = ?", (name,))
             db.execute("DELETE FROM datasets WHERE name = ?", (name,))
-            _keep_reply(db, request_id, True)
+            keep_reply(db, request_id, True)
 
     def directory(self, dir_id: int) -> tuple[Dataset, str]:
         """Dataset and path of a directory. Raises NotFound."""
@@ -217,7 +217,7 @@ class Catalog:
             if about.version != (stored[0] if stored else 0) + 1:
                 return None
             about = _put_manifest(db, about, body)
-            _keep_reply(db, request_id, about.version)
+            keep_reply(db, request_id, about.version)
         return about
 
     def body(self, dir_id: int) -> bytes:
@@ -382,7 +382,8 @@ def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Dir
     return about
 
 
-def _keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Mapping[str, Any] | int) -> None:
+def keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Any) -> None:
+    """Keep what a request is told, as JSON; part of the transaction that does it."""
     if request_id is None:
         return
     values = (request_id, json.dumps(reply))

@@ -48,11 +48,11 @@ def want_rmdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
     _replace(db, dataset, path, "rmdir", "")
 
 
-def known_etag(db: sqlite3.Connection, dataset: str, path: bytes, listed_etag: str) -> str:
+def known_etag(db: sqlite3.Connection, dataset: str, path: bytes, listed_etag: str | None) -> str | None:
     """What the source has at a path as far as is known, ``""`` for nothing: what was put there, else what was listed
     (``listed_etag``). For ``base_etag``; part of a transaction."""
     row = db.execute("SELECT etag FROM persisted WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
-    return str(row[0]) if row else listed_etag
+    return row[0] if row else listed_etag
 
 
 def _replace(

@@ -18,6 +18,7 @@ from raycache.client.keeping import Keeping, sum_freed
 from raycache.client.namespace import Namespace
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
+from raycache.client.treeapi import TreeApi
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
@@ -60,6 +61,7 @@ class InProcessMaster:
         self._tell = tell
         self._metadata = metadata
         self._view = view
+        self.tree: TreeApi = metadata.tree
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
