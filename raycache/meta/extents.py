@@ -73,10 +73,10 @@ def cut_content(db: Connection, ino: int, size_bytes: int) -> None:
     forget_unused(db, before)
 
 
-def drop_extents(db: Connection, ino: int) -> None:
-    """Forget what a file was made of."""
-    before = _segments_of(db, ino)
-    db.execute("DELETE FROM extents WHERE ino = ?", (ino,))
+def drop_extents(db: Connection, inos: Sequence[int]) -> None:
+    """Forget what files were made of."""
+    before = {segment for ino in inos for segment in _segments_of(db, ino)}
+    db.executemany("DELETE FROM extents WHERE ino = ?", ((ino,) for ino in inos))
     forget_unused(db, before)
 
 

@@ -28,7 +28,7 @@ from raycache.core.inode import (
     directory_ino,
     split_ino,
 )
-from raycache.core.paths import NAME_MAX, is_shown
+from raycache.core.paths import NAME_MAX, is_shown, split
 from raycache.core.values import Failed
 from raycache.errors import InvalidInput, NoSpace, NotADirectory, NotFound, Refused
 from raycache.meta import journal
@@ -150,15 +150,16 @@ class Inodes:
         child_id = lower.child_id(row)
         if child_id is None:
             return lower.attr(row)
-        return self._listed_directory(child_id)
+        folder = self.listed_folder(child_id)
+        return None if folder is None else self.attr(folder.ino)
 
-    def _listed_directory(self, dir_id: int) -> Attr | None:
-        """A row that is a directory; None when it was removed, made here, or moved away."""
+    def listed_folder(self, dir_id: int) -> Folder | None:
+        """What a row that is a directory is; None when it was removed, made here, or moved away."""
         try:
             folder = self.folder(dir_id)
         except NotFound:
             return None
-        return None if folder.opaque else self.attr(folder.ino)
+        return None if folder.opaque else folder
 
     def attr(self, ino: int) -> Attr:
         """What a number means. Raises NotFound."""
@@ -266,6 +267,13 @@ class Inodes:
         rows = self.db.execute("SELECT parent, name FROM entries WHERE ino = ?", (ino,)).fetchall()
         return [(self.folder(split_ino(parent)[0]), name) for parent, name in rows]
 
+    def name_at(self, place: Place, attr: Attr) -> tuple[Folder, bytes]:
+        """Directory and name of a file that has rows: the ones that a path says, or any."""
+        if isinstance(place, int):
+            return next(iter(self.names(attr.ino)))
+        above, name = split(place[1])
+        return self.locate_folder((place[0], above)), name.encode("utf-8", "surrogateescape")
+
     # Copying up.
 
     def copy_up(self, ino: int) -> Attr:
@@ -297,7 +305,7 @@ class Inodes:
         if not self.db.execute("SELECT 1 FROM inodes WHERE ino = ?", (folder.ino,)).fetchone():
             lower = self.lower(folder)
             assert lower is not None  # one that was made here has rows from the beginning
-            links = sum(self._listed_directory(dir_id) is not None for _, dir_id in lower.directories())
+            links = sum(self.listed_folder(dir_id) is not None for _, dir_id in lower.directories())
             self.insert(folder.dataset, self.attr(folder.ino)._replace(nlink=2 + links))
             if folder.path:
                 above, name = self.above(folder)
@@ -379,11 +387,11 @@ class Inodes:
         for folder, _ in self.names(ino):
             self.touch(folder)
 
-    def drop(self, ino: int) -> None:
-        """Forget an inode that has neither names nor holders."""
-        drop_extents(self.db, ino)
+    def drop(self, *inos: int) -> None:
+        """Forget inodes that have neither names nor holders."""
+        drop_extents(self.db, inos)
         for table in ("inodes", "xattrs", "orphans"):
-            self.db.execute(f"DELETE FROM {table} WHERE ino = ?", (ino,))
+            self.db.executemany(f"DELETE FROM {table} WHERE ino = ?", ((ino,) for ino in inos))
 
     # What is to become of it in the source.
 
@@ -419,11 +427,16 @@ def forget_directories(db: Connection, dataset: str, path: bytes) -> None:
     """Forget a directory and all below it: what was listed there, and the names in it; not the inodes they mean."""
     rows = db.execute(
         "SELECT dir_id FROM directories WHERE dataset = ?1 AND (path = ?2 OR (path > ?3 AND path < ?4))",
-        (dataset, path, path + b"/", path + b"0"),  # '0' follows '/'
+        within(dataset, path),
     ).fetchall()
     for table in ("directories", "manifests", "touched"):
         db.executemany(f"DELETE FROM {table} WHERE dir_id = ?", rows)
     db.executemany("DELETE FROM entries WHERE parent = ?", [(directory_ino(dir_id),) for (dir_id,) in rows])
+
+
+def within(dataset: str, path: bytes) -> tuple[str, bytes, bytes, bytes]:
+    """What to compare paths with, to find a directory and all below it."""
+    return dataset, path, path + b"/", path + b"0"  # '0' follows '/'
 
 
 def where(folder: Folder, name: bytes = b"") -> str:

@@ -34,11 +34,11 @@ _ROW_BYTES = 80
 
 
 class Missing(Exception):
-    """A verb needs the listing of a directory, and it is not at hand. Caught by ``tree``, seen by nobody else."""
+    """A verb needs listings of directories that are not at hand. Caught by ``tree``, seen by nobody else."""
 
-    def __init__(self, dir_id: int, in_order: bool = False) -> None:
-        super().__init__(dir_id, in_order)
-        self.dir_id = dir_id
+    def __init__(self, *dir_ids: int, in_order: bool = False) -> None:
+        super().__init__(dir_ids, in_order)
+        self.dir_ids = dir_ids
         self.in_order = in_order
 
 
@@ -77,16 +77,22 @@ class Lower:
         """The version that the source gave it."""
         return self._manifest.etag(row)
 
+    def size(self, row: int) -> int:
+        """Bytes of a row."""
+        return self._manifest.size(row)
+
+    def mtime_ns(self, row: int) -> int:
+        """When the source says that it was written."""
+        return self._manifest.mtime_ns(row)
+
     def child_id(self, row: int) -> int | None:
         """Directory id of a row that is a directory."""
         return self._manifest.child_id(row)
 
     def attr(self, row: int) -> Attr:
         """What a listed file shows."""
-        size, mtime_ns = self._manifest.size(row), self._manifest.mtime_ns(row)
-        return Attr(
-            row_ino(self._dir_id, row), LISTED_FILE, 1, MOUNT_OWNER, MOUNT_OWNER, size, mtime_ns, mtime_ns, mtime_ns
-        )
+        ns, owner = self.mtime_ns(row), (MOUNT_OWNER, MOUNT_OWNER)
+        return Attr(row_ino(self._dir_id, row), LISTED_FILE, 1, *owner, self.size(row), ns, ns, ns)
 
     def directories(self) -> Iterator[tuple[int, int]]:
         """Rows that are directories, with their ids."""

@@ -21,7 +21,7 @@ from raycache.core.inode import VERBS_AT_ONCE, Attr, Verb
 from raycache.core.values import Failed
 from raycache.core.verbs import TreeVerbs
 from raycache.errors import InvalidInput, RaycacheError, Unavailable
-from raycache.meta import attributes, committing, naming
+from raycache.meta import attributes, committing, naming, renaming
 from raycache.meta.catalog import Catalog, keep_reply
 from raycache.meta.inodes import Inodes
 from raycache.meta.lowers import Lower, Lowers, Missing
@@ -44,6 +44,8 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "link": naming.link,
     "unlink": naming.unlink,
     "rmdir": naming.rmdir,
+    "remove_tree": renaming.remove_tree,
+    "rename": renaming.rename,
     "setattr": attributes.setattr_,
     "setxattr": attributes.setxattr,
     "removexattr": attributes.removexattr,
@@ -99,7 +101,8 @@ def _answer(inodes: Inodes, verb: Verb, missing: dict[int, bool]) -> Any | Faile
         told = _told(inodes.db, verb.request_id)
         return told[0] if told else _change(inodes, verb)
     except Missing as more:
-        missing[more.dir_id] = missing.get(more.dir_id, False) or more.in_order
+        for dir_id in more.dir_ids:
+            missing[dir_id] = missing.get(dir_id, False) or more.in_order
         return None
     except RaycacheError as error:
         return Failed(error)

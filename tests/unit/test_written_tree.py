@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from written import FILE, ROOT, Cache, refused, segment_content
 
 from raycache.core.inode import (
     LISTED_DIRECTORY,
@@ -21,7 +19,6 @@ from raycache.core.inode import (
     Attr,
     Content,
     Extent,
-    Place,
     Segment,
     Verb,
 )
@@ -34,73 +31,14 @@ from raycache.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
-    RaycacheError,
 )
-from raycache.meta.catalog import Catalog
-from raycache.meta.metadata import Metadata
-from raycache.meta.tree import Tree
-from raycache.ufs.base import Limits
-
-FILE = stat.S_IFREG | 0o644
-ROOT: Place = ("data", "")
-
-
-class Cache:
-    """A master's brain over a local directory, and what its catalog holds."""
-
-    def __init__(self, source: Path) -> None:
-        ticks = itertools.count(10**19 // 5)
-        self.source = source
-        self.catalog = Catalog.open(":memory:")
-        self.metadata = Metadata(self.catalog, {}, Limits(), 1 << 20, lambda: next(ticks))
-        self.metadata.attach(str(source), "data", {})
-        self.tree: Tree = self.metadata.tree
-        self.root_id = self.metadata.datasets()[0].root_id
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self.catalog.transaction() as db:
-            return db.execute(query, values).fetchall()
-
-    def names(self, path: str = "") -> list[str]:
-        return [os.fsdecode(one.name) for one in self.tree.readdir(("data", path), b"", 1000)]
-
-    def pending(self) -> list[tuple[str, str, str | None]]:
-        rows = self.rows("SELECT kind, path, base_etag FROM pending ORDER BY seq")
-        return [(kind, os.fsdecode(path), base) for kind, path, base in rows]
-
-    def touched(self) -> set[str]:
-        rows = self.rows("SELECT path FROM touched JOIN directories USING (dir_id)")
-        return {os.fsdecode(path) for (path,) in rows}
-
-    def etag(self, path: str) -> str:
-        above, _, name = path.rpartition("/")
-        dir_id = self.catalog.find_directory("data", above)
-        assert dir_id is not None
-        manifest = self.metadata.manifest(dir_id)
-        row = manifest.find(name.encode())
-        assert row is not None
-        return manifest.etag(row)
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Cache]:
-    for path in ("a", "b", "sub/c", "sub/deep/d"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(path.encode() * 10)
     made = Cache(tmp_path)
     yield made
     made.catalog.close()
-
-
-def refused(number: int, call: Callable[..., object], *args: Any) -> None:
-    with pytest.raises(RaycacheError) as error:
-        call(*args)
-    assert error.value.errno == number
-
-
-def segment_content(segment: str, size_bytes: int, offset: int = 0) -> tuple[Content, list[Segment]]:
-    extents = (Extent(0, size_bytes, segment=segment, offset=offset),)
-    return Content(size_bytes, extents), [Segment(segment, "worker", offset + size_bytes)]
 
 
 def test_what_is_listed_is_found_and_shown_as_it_is(cache: Cache) -> None:
