@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -384,11 +384,15 @@ def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Dir
 
 def keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Any) -> None:
     """Keep what a request is told, as JSON; part of the transaction that does it."""
-    if request_id is None:
-        return
-    values = (request_id, json.dumps(reply))
-    (number,) = db.execute("INSERT INTO requests (request_id, reply) VALUES (?, ?) RETURNING number", values).fetchone()
-    db.execute("DELETE FROM requests WHERE number <= ?", (number - REQUESTS_KEPT,))
+    if request_id is not None:
+        keep_replies(db, {request_id: reply})
+
+
+def keep_replies(db: sqlite3.Connection, replies: Mapping[str, Any]) -> None:
+    """The same for several."""
+    rows = [(request_id, json.dumps(reply)) for request_id, reply in replies.items()]
+    db.executemany("INSERT INTO requests (request_id, reply) VALUES (?, ?)", rows)
+    db.execute("DELETE FROM requests WHERE number <= (SELECT max(number) FROM requests) - ?", (REQUESTS_KEPT,))
 
 
 def _failed(path: Path | str, error: BaseException) -> Unavailable:

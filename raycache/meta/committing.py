@@ -9,7 +9,7 @@ from raycache.core.inode import MOUNT_OWNER, Attr, Content, Extent, Place, Segme
 from raycache.core.values import Failed
 from raycache.errors import Changed, Exists, InvalidInput, IsADirectory, NotADirectory
 from raycache.meta.extents import check_content, cut_content, read_content, write_content
-from raycache.meta.inodes import Folder, Inodes, where
+from raycache.meta.inodes import Folder, Inodes, check_name, where
 from raycache.meta.naming import make, make_folder
 
 WRITE_TYPES = ("cache", "through", "async")
@@ -108,6 +108,7 @@ def put(
             raise Exists(f"{where(folder, name)} is there already")
         _must_be_file(where(folder, name), found)
         return _rewrite(tree, tree.copy_up(found.ino), content, segments, mtime_ns, write_type)
+    check_name(name)
     base_etag = tree.source_etag(folder, name)
     attr = make(
         tree, folder, name, stat.S_IFREG | stat.S_IMODE(mode), MOUNT_OWNER, MOUNT_OWNER,

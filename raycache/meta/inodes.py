@@ -81,6 +81,7 @@ class Inodes:
         self._paths: dict[tuple[str, bytes], int] = {}
         self._copied: set[int] = set()
         self._abouts: dict[str, About] = {}
+        self._inos: list[int] = []
 
     def forget(self) -> None:
         """Nothing that was read is sure any more: a verb was undone, or has moved directories."""
@@ -325,12 +326,24 @@ class Inodes:
 
     # Changing rows.
 
+    def take_inos(self, count: int) -> None:
+        """Take numbers for what is to be made here: outside of what may be undone alone. Raises NoSpace when there are
+        none left."""
+        update = "UPDATE counters SET value = value + ? WHERE name = 'inos' RETURNING value"
+        if count:
+            (last,) = self.db.execute(update, (count,)).fetchone()
+            if last > MADE_MAX:
+                raise NoSpace("all numbers for new files have been given out; `raycache backup`, then a new catalog")
+            self._inos = list(range(last, last - count, -1))
+
+    def give_inos_back(self) -> None:
+        """Numbers that were not needed."""
+        if self._inos:
+            self.db.execute("UPDATE counters SET value = value - ? WHERE name = 'inos'", (len(self._inos),))
+
     def new_ino(self) -> int:
-        """A number for what is made here. Raises NoSpace when there is none left."""
-        (ino,) = self.db.execute("UPDATE counters SET value = value + 1 WHERE name = 'inos' RETURNING value").fetchone()
-        if ino > MADE_MAX:
-            raise NoSpace("all numbers for new files have been given out; `raycache backup`, then start a new catalog")
-        return int(ino)
+        """One of the numbers that were taken. That of a verb that is undone is not given out again."""
+        return self._inos.pop()
 
     def insert(self, dataset: str, attr: Attr, target: bytes | None = None) -> None:
         """Rows for an inode."""

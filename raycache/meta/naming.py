@@ -40,6 +40,7 @@ def mknod(tree: Inodes, parent: Place, name: bytes, mode: int, uid: int, gid: in
         raise InvalidInput(f"mode {mode:o} is of nothing that mknod makes")
     folder = tree.locate_folder(parent)
     wanted = kind == stat.S_IFREG and tree.persists(folder.dataset)
+    must_be_free(tree, folder, name)
     base_etag = tree.source_etag(folder, name) if wanted else None
     attr = make(tree, folder, name, kind | stat.S_IMODE(mode), uid, gid, rdev)
     if wanted:
@@ -52,7 +53,9 @@ def symlink(tree: Inodes, parent: Place, name: bytes, target: bytes, uid: int, g
         raise NotFound("a symbolic link to an empty name")
     if len(target) > TARGET_MAX:
         raise Refused.because(errno.ENAMETOOLONG, f"a link of {len(target)} bytes; they have at most {TARGET_MAX}")
-    return make(tree, tree.locate_folder(parent), name, stat.S_IFLNK | 0o777, uid, gid, target=target)
+    folder = tree.locate_folder(parent)
+    must_be_free(tree, folder, name)
+    return make(tree, folder, name, stat.S_IFLNK | 0o777, uid, gid, target=target)
 
 
 def make(
@@ -67,8 +70,7 @@ def make(
     size_bytes: int = 0,
     mtime_ns: int | None = None,
 ) -> Attr:
-    """Make an inode with a name. Raises Exists."""
-    must_be_free(tree, folder, name)
+    """Make an inode with a name that is free."""
     now_ns, size_bytes = tree.now_ns, size_bytes or len(target or b"")
     mtime_ns = now_ns if mtime_ns is None else mtime_ns
     attr = Attr(tree.new_ino(), mode, 1, uid, gid, size_bytes, now_ns, mtime_ns, now_ns, rdev, 1)

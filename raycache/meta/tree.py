@@ -22,7 +22,7 @@ from raycache.core.values import Failed
 from raycache.core.verbs import TreeVerbs
 from raycache.errors import InvalidInput, RaycacheError, Unavailable
 from raycache.meta import attributes, committing, naming, renaming
-from raycache.meta.catalog import Catalog, keep_reply
+from raycache.meta.catalog import Catalog, keep_replies
 from raycache.meta.inodes import Inodes
 from raycache.meta.lowers import Lower, Lowers, Missing
 
@@ -55,6 +55,8 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "extend_segment": committing.extend_segment,
     "set_write_type": committing.set_write_type,
 }
+MAKERS = ("mknod", "symlink", "put")
+"""Verbs that make an inode, or may."""
 LOADS_MAX = 4096
 """Times that one call may find that it needs more listings: the levels of the deepest path, and those that change."""
 
@@ -81,9 +83,14 @@ class Tree(TreeVerbs):
             try:
                 with self._catalog.transaction() as db:
                     inodes = Inodes(db, self._lowers, held, self._now_ns())
-                    answers = [_answer(inodes, verb, missing) for verb in verbs]
+                    inodes.take_inos(sum(verb.name in MAKERS for verb in verbs))
+                    replies: dict[str, Any] = {}
+                    answers = [_answer(inodes, verb, replies, missing) for verb in verbs]
                     if missing:
                         raise _Again
+                    inodes.give_inos_back()
+                    if replies:
+                        keep_replies(db, replies)
             except _Again:
                 held = self._lowers.load(missing, held)
             else:
@@ -91,15 +98,21 @@ class Tree(TreeVerbs):
         raise Unavailable("the directories that this is about keep changing; try again")
 
 
-def _answer(inodes: Inodes, verb: Verb, missing: dict[int, bool]) -> Any | Failed:
-    """What a verb answers, or what it was refused for. It joins ``missing`` what it needs; the answer is none then."""
+def _answer(inodes: Inodes, verb: Verb, replies: dict[str, Any], missing: dict[int, bool]) -> Any | Failed:
+    """What a verb answers, or what it was refused for. Of a change it joins ``replies``; what a verb needs and is not
+    there joins ``missing``, and the answer means nothing then."""
     try:
         if verb.name in QUESTIONS:
             return QUESTIONS[verb.name](inodes, *verb.args)
         if verb.name not in CHANGES:
             raise InvalidInput(f"{verb.name!r} is no verb of the tree")
-        told = _told(inodes.db, verb.request_id)
-        return told[0] if told else _change(inodes, verb)
+        told = None if verb.request_id is None else _told(inodes.db, verb.request_id, replies)
+        if told is not None:
+            return told[0]
+        answer = _change(inodes, verb)
+        if verb.request_id is not None:
+            replies[verb.request_id] = answer
+        return answer
     except Missing as more:
         for dir_id in more.dir_ids:
             missing[dir_id] = missing.get(dir_id, False) or more.in_order
@@ -119,15 +132,13 @@ def _change(inodes: Inodes, verb: Verb) -> Any:
         inodes.forget()
         raise
     inodes.db.execute("RELEASE verb")
-    if verb.request_id is not None:
-        keep_reply(inodes.db, verb.request_id, answer)
     return answer
 
 
-def _told(db: Connection, request_id: str | None) -> tuple[Any] | None:
+def _told(db: Connection, request_id: str, replies: dict[str, Any]) -> tuple[Any] | None:
     """What a verb was answered before."""
-    if request_id is None:
-        return None
+    if request_id in replies:
+        return (replies[request_id],)
     row = db.execute("SELECT reply FROM requests WHERE request_id = ?", (request_id,)).fetchone()
     if row is None:
         return None
