@@ -214,6 +214,6 @@ def test_an_upload_that_is_given_up_leaves_no_parts(ufs, object_store: ObjectSto
 
 
 def test_a_source_that_only_reads_says_so() -> None:
-    ufs: Any = SyntheticUfs([1])
+    ufs: Any = SyntheticUfs("synthetic://one", 1)
     with pytest.raises(PermissionError, match="nothing can be written"):
         ufs.put("f", b"x")
