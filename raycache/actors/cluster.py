@@ -24,6 +24,7 @@ from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, RUNTIME_ENV_FIELD, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.remotemaster import RemoteMaster
+from raycache.actors.segments import RemoteSegments
 from raycache.actors.transport import NoAnswer, get, get_views, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, dataset_figures
@@ -31,6 +32,7 @@ from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
+from raycache.client.segments import Segments
 from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
 from raycache.core.arguments import check_change
@@ -38,6 +40,7 @@ from raycache.core.membership import View
 from raycache.core.scheduling import THREADS
 from raycache.core.values import Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
+from raycache.store.segmentfile import NodeSegments
 from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
@@ -200,6 +203,8 @@ class Cluster:
         self.reader = Reader(self.pool, max(local_bytes, VIEW_BYTES_MIN), settings.read_timeout_s)
         self.files = FileSystem(self.namespace, self.reader)
         keep_renewing(self.reader, self.pool.kept, THREADS)
+        calls = RemoteSegments(self.pool.workers, self.pool.handle, master.tree.segment_places)
+        self.segments = Segments(calls, NodeSegments(), self.namespace, self.reader, settings.read_timeout_s)
         self.keeping = Keeping(self.namespace, master, RemoteKeepers(self.pool.workers, self.pool.handle))
 
     @staticmethod

@@ -166,6 +166,14 @@ class TreeApi(Protocol):
         """Whether segments on the disk of a worker are still needed; what is not may be deleted."""
         ...
 
+    def segment_places(self, segments: Sequence[str]) -> list[list[str]]:
+        """Of each segment the workers that have it; none for one that no file needs."""
+        ...
+
+    def segments_of(self, worker_id: str, after: str, count: int) -> list[str]:
+        """Segments that a worker has as far as is known, in order, from the first that is greater than ``after`` on."""
+        ...
+
     def set_write_type(self, dataset: str, write_type: str) -> None:
         """``cache``, ``through`` or ``async``. Raises InvalidInput, NotFound."""
         ...

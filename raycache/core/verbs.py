@@ -148,6 +148,14 @@ class TreeVerbs:
         """See TreeApi."""
         return self._ask("known_segments", worker_id, list(segments))  # type: ignore[no-any-return]
 
+    def segment_places(self, segments: Sequence[str]) -> list[list[str]]:
+        """See TreeApi."""
+        return self._ask("segment_places", list(segments))  # type: ignore[no-any-return]
+
+    def segments_of(self, worker_id: str, after: str, count: int) -> list[str]:
+        """See TreeApi."""
+        return self._ask("segments_of", worker_id, after, count)  # type: ignore[no-any-return]
+
     def set_write_type(self, dataset: str, write_type: str) -> None:
         """See TreeApi."""
         self._change("set_write_type", dataset, write_type)

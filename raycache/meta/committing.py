@@ -170,6 +170,16 @@ def known_segments(tree: Inodes, worker_id: str, segments: Sequence[str]) -> lis
     return [bool(tree.db.execute(find, (segment,)).fetchone()[0]) for segment in segments]
 
 
+def segment_places(tree: Inodes, segments: Sequence[str]) -> list[list[str]]:
+    find = "SELECT worker_id FROM segments WHERE segment = ? ORDER BY worker_id"
+    return [[worker_id for (worker_id,) in tree.db.execute(find, (segment,))] for segment in segments]
+
+
+def segments_of(tree: Inodes, worker_id: str, after: str, count: int) -> list[str]:
+    find = "SELECT segment FROM segments WHERE worker_id = ? AND segment > ? ORDER BY segment LIMIT ?"
+    return [segment for (segment,) in tree.db.execute(find, (worker_id, after, count))]
+
+
 def set_write_type(tree: Inodes, dataset: str, write_type: str) -> None:
     if write_type not in WRITE_TYPES:
         raise InvalidInput(f"write type {write_type!r}; choose one of {', '.join(WRITE_TYPES)}")

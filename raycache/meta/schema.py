@@ -186,6 +186,7 @@ CREATE TABLE segments (                   -- files of new bytes on the disks of 
     size_bytes INTEGER NOT NULL,
     PRIMARY KEY (segment, worker_id)
 ) WITHOUT ROWID;
+CREATE INDEX segments_by_worker ON segments (worker_id, segment);
 
 CREATE TABLE xattrs (
     ino   INTEGER NOT NULL,               -- inodes.ino

@@ -36,6 +36,8 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "getxattr": attributes.getxattr,
     "listxattr": attributes.listxattr,
     "known_segments": committing.known_segments,
+    "segment_places": committing.segment_places,
+    "segments_of": committing.segments_of,
 }
 CHANGES: dict[str, Callable[..., Any]] = {
     "mknod": naming.mknod,
