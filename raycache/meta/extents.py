@@ -65,6 +65,15 @@ def write_content(db: Connection, ino: int, content: Content, segments: Sequence
     forget_unused(db, (before | {one.segment for one in segments}) - used)
 
 
+def replace_extents(db: Connection, ino: int, extents: Iterable[Extent]) -> None:
+    """Have the same bytes of a file lie elsewhere."""
+    before = _segments_of(db, ino)
+    db.execute("DELETE FROM extents WHERE ino = ?", (ino,))
+    rows = [_row(ino, extent) for extent in extents if extent.segment or extent.path]
+    db.executemany("INSERT INTO extents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    forget_unused(db, before - _segments_of(db, ino))
+
+
 def cut_content(db: Connection, ino: int, size_bytes: int) -> None:
     """Have nothing beyond an offset of a file."""
     before = _segments_of(db, ino)

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import sqlite3
 
+from raycache.core.inode import Content, Extent
+from raycache.errors import Changed
+
 _MOST = (
     "SELECT worker_id FROM extents JOIN segments USING (segment) WHERE ino = ?"
     " GROUP BY worker_id ORDER BY sum(length) DESC, worker_id LIMIT 1"
 )
 
+CALM_NS = 10**9
+"""How long after a path began to be behind it is left alone: many are written under one name and moved to another, and
+what has gone by then never was in the source."""
 _NOW_NS = "CAST((julianday('now') - 2440587.5) * 86400e9 AS INTEGER)"
 
 
@@ -65,13 +71,38 @@ def _replace(
 ) -> None:
     """Whoever is at the old row keeps the lease: two that put one path side by side could end in the wrong order."""
     kept = db.execute(
-        "DELETE FROM pending WHERE dataset = ? AND path = ?"
-        " RETURNING base_etag, since_ns, lease, tried, iif(lease = '', 0, not_before_ns)",
+        "DELETE FROM pending WHERE dataset = ? AND path = ? RETURNING base_etag, since_ns, lease, tried, not_before_ns",
         (dataset, path),
     ).fetchone() or (None, None, "", "", 0)
+    base, since_ns, lease, tried, not_before_ns = kept
+    if since_ns is None:
+        (since_ns,) = db.execute(f"SELECT {_NOW_NS}").fetchone()
+    if not lease:
+        not_before_ns = since_ns + CALM_NS if kind == "put" else 0
     db.execute(
         "INSERT INTO pending (dataset, path, kind, ino, version, worker_id,"
-        " base_etag, since_ns, lease, tried, not_before_ns)"
-        f" VALUES (?, ?, ?, ?, ?, ?, coalesce(?, ?), coalesce(?, {_NOW_NS}), ?, ?, ?)",
-        (dataset, path, kind, *contents, kept[0], base_etag, *kept[1:]),
+        " base_etag, since_ns, lease, tried, not_before_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (dataset, path, kind, *contents, base_etag if base is None else base, since_ns, lease, tried, not_before_ns),
     )
+
+
+def freshened(db: sqlite3.Connection, dataset: str, ino: int, content: Content) -> Content:
+    """Contents that are about to be committed, in which extents of objects that this file was put over in the meantime
+    lie in what was put; part of a transaction.
+
+    Who writes into a file of the source refers to the version that was there when it began. Raises Changed for one
+    that another file was put over.
+    """
+    found: list[Extent] = []
+    for extent in content.extents:
+        row = None
+        if extent.path:
+            find = "SELECT ino, etag FROM persisted WHERE dataset = ? AND path = ?"
+            row = db.execute(find, (dataset, extent.path.encode("utf-8", "surrogateescape"))).fetchone()
+        if row is None or row[1] == extent.etag:
+            found.append(extent)
+        elif row[0] == ino and extent.at == extent.offset:
+            found.append(extent._replace(etag=row[1], row=0))
+        else:
+            raise Changed(f"{extent.path} was replaced in the source by another file; read it again")
+    return Content(content.size_bytes, tuple(found))

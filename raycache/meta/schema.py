@@ -179,6 +179,7 @@ CREATE TABLE extents (                    -- where the bytes of written files li
     PRIMARY KEY (ino, at)
 ) WITHOUT ROWID;
 CREATE INDEX extents_by_segment ON extents (segment) WHERE segment NOT NULL; -- whether a segment is still needed
+CREATE INDEX extents_by_path ON extents (path) WHERE path NOT NULL; -- whether an object of the source is still needed
 
 CREATE TABLE segments (                   -- files of new bytes on the disks of workers
     segment    TEXT NOT NULL,
@@ -219,14 +220,17 @@ CREATE TABLE pending (                    -- what the source has not got yet: fo
     lease       TEXT NOT NULL DEFAULT '', -- the process that is at it, until not_before_ns; '': none
     tried       TEXT NOT NULL DEFAULT '', -- versions that may have got there although nobody heard of it, as JSON
     tries       INTEGER NOT NULL DEFAULT 0,
-    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff, or the end of the lease
+    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff, or the end of the lease, or for a while after the change
     error       TEXT NOT NULL DEFAULT '', -- of the last try
-    aside       INTEGER NOT NULL DEFAULT 0, -- 1: those after it do not wait for it
+    aside       INTEGER NOT NULL DEFAULT 0, -- those after it do not wait for it; 1: it fails; 2: its worker is away
     conflict    INTEGER NOT NULL DEFAULT 0, -- 1: the source holds something newer; not tried again by itself
+    found_etag  TEXT NOT NULL DEFAULT '', -- of a conflict: what the source holds
     UNIQUE (dataset, path)
 );
 CREATE INDEX pending_order ON pending (dataset, kind, seq) WHERE aside = 0; -- what others wait for
-CREATE INDEX pending_due ON pending (dataset, kind, worker_id, not_before_ns) WHERE conflict = 0;
+CREATE INDEX pending_due ON pending (dataset, kind, worker_id, seq) WHERE conflict = 0;
+CREATE INDEX pending_aside ON pending (dataset, not_before_ns) WHERE aside != 0 AND conflict = 0;
+CREATE INDEX pending_leased ON pending (lease) WHERE lease != '';
 CREATE INDEX pending_by_ino ON pending (ino) WHERE ino NOT NULL; -- whether an inode is behind
 
 CREATE TABLE persisted (                  -- what the source has of written files

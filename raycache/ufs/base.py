@@ -102,8 +102,9 @@ class UnderFileSystem(Protocol):
         """
         ...
 
-    def copy(self, path: str, etag: str, to: str, if_match: str | None = None) -> Stat | None:
-        """Copy a version of a file inside the source, with its mark; None where the store has no way of its own.
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> Stat | None:
+        """Copy a version of a file inside the source, with its mark; None where the store has no way of its own, or the
+        file is not of this size.
 
         Raises Changed when ``path`` is not that version, or ``to`` not what ``if_match`` says, as in ``put``.
         """
@@ -146,7 +147,7 @@ class Unwritable:
     def mark_of(self, path: str) -> None:
         """See UnderFileSystem."""
 
-    def copy(self, path: str, etag: str, to: str, if_match: str | None = None) -> NoReturn:
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> NoReturn:
         """See UnderFileSystem."""
         self._refuse(to)
 

@@ -221,7 +221,7 @@ class FsspecUfs:
         """See UnderFileSystem. There are none."""
         return None
 
-    def copy(self, path: str, etag: str, to: str, if_match: str | None = None) -> Stat | None:
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> Stat | None:
         """See UnderFileSystem. What fsspec calls a copy is reading and writing in most implementations."""
         return None
 

@@ -163,7 +163,7 @@ class LocalUfs:
                     return None
                 raise
 
-    def copy(self, path: str, etag: str, to: str, if_match: str | None = None) -> None:
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> None:
         """See UnderFileSystem. Reading and writing here is no slower than what the kernel would do."""
 
     def delete(self, path: str, if_match: str | None = None) -> None:

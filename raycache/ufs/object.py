@@ -274,7 +274,7 @@ class ObjectUfs:
             attributes: Any = obstore.get(self._store, self._key(path), options={"head": True}).attributes
         return str(attributes.get(_MARK, ""))
 
-    def copy(self, path: str, etag: str, to: str, if_match: str | None = None) -> Stat | None:
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> Stat | None:
         """See UnderFileSystem. Both versions are looked up before, and the one that is copied afterwards too."""
         if self._odd_keys_for(path) or self._odd_keys_for(to):
             return None
@@ -282,9 +282,10 @@ class ObjectUfs:
             before = self.stat(path)
         except NotFound as error:
             raise Changed(f"{self._name(path)} was deleted since it was listed; refresh its directory") from error
-        if before.size_bytes > _COPY_MAX_BYTES:
+        if before.etag != etag:
+            raise self._is_other(path)
+        if before.size_bytes != size_bytes or size_bytes > _COPY_MAX_BYTES:
             return None
-        self._expect(path, etag)
         self._expect(to, if_match)
         with self._errors(to):
             obstore.copy(self._store, self._key(path), self._key(to))

@@ -126,7 +126,7 @@ def test_marks(kind, ufs):
 
 def test_copies_inside_the_source(kind, ufs):
     etag = ufs.put("a/f", b"bytes", mark="m").etag
-    copied = ufs.copy("a/f", etag, "b/g", if_match="")
+    copied = ufs.copy("a/f", etag, 5, "b/g", if_match="")
     if copied is None:
         assert kind not in ("s3", "memory")
         return
@@ -137,7 +137,8 @@ def test_copies_inside_the_source(kind, ufs):
         ("a/f", etag, "b/g", '"other"'), ("a/f", etag, "b/h", '"other"'),
     ]:  # fmt: skip
         with pytest.raises(Changed):
-            ufs.copy(path, version, to, if_match)
+            ufs.copy(path, version, 5, to, if_match)
+    assert ufs.copy("a/f", etag, 4, "b/h") is None
     assert listed(ufs, "b") == [b"g"]
 
 
@@ -200,7 +201,7 @@ def test_keys_that_obstore_cannot_name(ufs):
         ufs.put("new\nline", b"x", if_match="")
     assert ufs.put("new\nline", b"second", if_match=first).etag == ufs.stat("new\nline").etag
     assert ufs.mark_of("new\nline") is None
-    assert ufs.copy("new\nline", first, "copy") is None
+    assert ufs.copy("new\nline", first, 5, "copy") is None
     with pytest.raises(Changed):
         ufs.delete("new\nline", first)
 
