@@ -22,6 +22,7 @@ from raycache.core.manifest import Directory, Manifest
 from raycache.core.retention import Retention
 from raycache.core.values import Buffer, Dataset
 from raycache.errors import InvalidInput, NotFound, Unavailable
+from raycache.meta.extents import forget_written, renumber_written
 from raycache.meta.schema import checksum, migrate
 
 REQUESTS_KEPT = 65_536
@@ -160,6 +161,7 @@ class Catalog:
     def remove_dataset(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset and all its directories; the source is not touched."""
         with self.transaction() as db:
+            forget_written(db, name)
             db.execute(
                 "DELETE FROM manifests WHERE dir_id IN (SELECT dir_id FROM directories WHERE dataset = ?)", (name,)
             )
@@ -244,6 +246,7 @@ class Catalog:
         with self.transaction() as db:
             db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
             db.execute("UPDATE directories SET dir_id = ? WHERE dir_id = ?", (new_id, dir_id))
+            renumber_written(db, dir_id, new_id)
             db.execute("UPDATE datasets SET root_id = ? WHERE root_id = ?", (new_id, dir_id))
             if parent is not None:
                 _put_manifest(db, *parent)

@@ -1,4 +1,5 @@
-"""Where the bytes of written files lie, in the catalog's tables. Each function is part of a transaction.
+"""Where the bytes of written files lie, in the catalog's tables, and what becomes of them with their dataset or
+directory. Each function is part of a transaction.
 
 A segment is known for as long as an extent lies in it: with the last one its rows go, and its workers may delete it.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from sqlite3 import Connection
 
-from raycache.core.inode import EXTENTS_MAX, Content, Extent, Segment
+from raycache.core.inode import EXTENTS_MAX, ROW_BITS, Content, Extent, Segment, directory_ino
 from raycache.errors import Changed, InvalidInput
 
 _EXTENTS = "SELECT at, length, segment, segment_offset, path, etag, row FROM extents WHERE ino = ? ORDER BY at"
@@ -87,6 +88,31 @@ def drop_extents(db: Connection, inos: Sequence[int]) -> None:
     before = {segment for ino in inos for segment in _segments_of(db, ino)}
     db.executemany("DELETE FROM extents WHERE ino = ?", ((ino,) for ino in inos))
     forget_unused(db, before)
+
+
+def forget_written(db: Connection, dataset: str) -> None:
+    """Forget all that was written in a dataset, while its directories are there yet."""
+    mine = "(SELECT ino FROM inodes WHERE dataset = ?)"
+    segments = db.execute(f"SELECT DISTINCT segment FROM extents WHERE segment NOT NULL AND ino IN {mine}", (dataset,))
+    before = [segment for (segment,) in segments]
+    for table in ("extents", "xattrs", "orphans"):
+        db.execute(f"DELETE FROM {table} WHERE ino IN {mine}", (dataset,))
+    forget_unused(db, before)
+    folders = "FROM directories WHERE dataset = ?"
+    db.execute(f"DELETE FROM entries WHERE parent IN (SELECT dir_id << {ROW_BITS} {folders})", (dataset,))
+    db.execute(f"DELETE FROM touched WHERE dir_id IN (SELECT dir_id {folders})", (dataset,))
+    for table in ("pending", "persisted", "inodes"):
+        db.execute(f"DELETE FROM {table} WHERE dataset = ?", (dataset,))
+
+
+def renumber_written(db: Connection, dir_id: int, new_id: int) -> None:
+    """What was written in a directory is in it when it has another id, and its manifest is to be made anew."""
+    old, new = directory_ino(dir_id), directory_ino(new_id)
+    db.execute("UPDATE entries SET parent = ? WHERE parent = ?", (new, old))
+    for table in ("entries", "inodes", "xattrs"):
+        db.execute(f"UPDATE {table} SET ino = ? WHERE ino = ?", (new, old))
+    db.execute("DELETE FROM touched WHERE dir_id = ?", (dir_id,))
+    db.execute("INSERT INTO touched SELECT ?1, 0 WHERE EXISTS (SELECT 1 FROM inodes WHERE ino = ?2)", (new_id, new))
 
 
 def forget_unused(db: Connection, segments: Iterable[str]) -> None:

@@ -420,13 +420,16 @@ class Inodes:
         lower = self.lower(folder)
         if lower is None:
             return ""
-        if (row := lower.find(name)) is not None:
-            return lower.etag(row)
         covers = self.db.execute("SELECT ino FROM entries WHERE parent = ? AND name = ?", (folder.ino, name)).fetchone()
-        if covers is not None and covers[0] is not None:
-            dir_id, row = split_ino(covers[0])
-            if dir_id == folder.dir_id and row is not None and lower.name(row) == name:
-                return lower.etag(row)  # changed here, and published: what was listed is a tombstone by now
+        if covers is None:
+            row = lower.find(name)
+        else:
+            # What was changed here, and published, is a tombstone in the listing by now.
+            dir_id, row = split_ino(covers[0] or 0)
+            row = row if dir_id == folder.dir_id and row is not None and lower.name(row) == name else None
+        if row is not None:
+            return lower.etag(row)
+        # It was removed or replaced here: how far the source is with that, the listing does not say.
         return None if lower.knows(name) else ""
 
     def want_put(self, folder: Folder, name: bytes, attr: Attr, base_etag: str | None) -> None:

@@ -89,7 +89,7 @@ def rename(
         other = "" if base_etag == "" else None
         news = moved.news(tree, to_folder, to_name)
         _want_moved(tree, folder.dataset, news, moved.olds, bases, other)
-        _want_folders(tree, folder.dataset, [moved])
+        _want_folders(tree, folder.dataset, [moved], set())
     return tree.attr(attr.ino)
 
 
@@ -112,7 +112,7 @@ def _exchange(tree: Inodes, one: tuple[Folder, bytes, Attr], other: tuple[Folder
         news = [*there.news(tree, to_folder, to_name), *back.news(tree, folder, name)]
         olds = {**there.olds, **back.olds}
         _want_moved(tree, dataset, news, olds, olds, "")
-        _want_folders(tree, dataset, [there, back])
+        _want_folders(tree, dataset, [there, back], {path for path, *_ in news})
     return tree.attr(attr.ino)
 
 
@@ -148,14 +148,14 @@ def _want_moved(
         journal.want_delete(tree.db, dataset, path, base_etag)
 
 
-def _want_folders(tree: Inodes, dataset: str, moved: Iterable[_Moved]) -> None:
-    """The same for directories: new ones from above, old ones from below."""
+def _want_folders(tree: Inodes, dataset: str, moved: Iterable[_Moved], files: set[bytes]) -> None:
+    """The same for directories: new ones from above, old ones from below. ``files``: what are files from now on."""
     trees = [each.subtree for each in moved if each.subtree is not None]
     news = {tree.folder(folder.dir_id).path for subtree in trees for folder in subtree.folders}
     olds = {folder.path for subtree in trees for folder in subtree.folders}
     for path in sorted(news - olds):
         journal.want_mkdir(tree.db, dataset, path)
-    for path in sorted(olds - news, reverse=True):
+    for path in sorted(olds - news - files, reverse=True):
         journal.want_rmdir(tree.db, dataset, path)
 
 

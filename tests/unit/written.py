@@ -25,18 +25,24 @@ ROOT: Place = ("data", "")
 class Cache:
     """A master's brain over a local directory, and what its catalog holds."""
 
-    def __init__(self, source: Path) -> None:
-        """``source`` gets the files a, b, sub/c and sub/deep/d."""
+    def __init__(self, source: Path, catalog: str = ":memory:") -> None:
+        """``source`` gets the files a, b, sub/c and sub/deep/d, unless they are there."""
         for path in ("a", "b", "sub/c", "sub/deep/d"):
+            if (source / path).exists():
+                continue
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_bytes(path.encode() * 10)
         ticks = itertools.count(10**19 // 5)
         self.source = source
-        self.catalog = Catalog.open(":memory:")
+        self.catalog = Catalog.open(catalog)
         self.metadata = Metadata(self.catalog, {}, Limits(), 1 << 20, lambda: next(ticks))
         self.metadata.attach(str(source), "data", {})
         self.tree: Tree = self.metadata.tree
-        self.root_id = self.metadata.datasets()[0].root_id
+
+    @property
+    def root_id(self) -> int:
+        """Directory id of the dataset's root."""
+        return self.metadata.datasets()[0].root_id
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self.catalog.transaction() as db:
