@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     namespace: str = "raycache"
     """Ray namespace of the cache's actors; two caches on one cluster need two."""
     state_dir: Directory = Field(default_factory=_default_state_dir)
-    """Catalog, mount records and logs. Created with mode 0700."""
+    """Catalog, mount records, logs, and what is written where a worker has no tier. Created with mode 0700."""
     mem: Memory = "40%"
     """What each worker may keep in plasma: a size, or a share of its node's object store. Above about half,
     Ray begins to spill."""
@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     """Directories where each worker keeps blocks that memory has no room for, in this order: DIRECTORY:SIZE each, in
     RAYCACHE_TIERS separated by commas. The size is a quota per worker; blocks lie in a directory per namespace.
     ``{node}`` in one is the name of the Ray node: needed only where several nodes share one machine's disks."""
+    write_quota: Size | None = None
+    """What each worker may hold of what was written and is not persisted, on disk beside its first tier, or below
+    ``state_dir`` where it has none. None: half of what that disk has free when the worker starts."""
     eviction: Eviction = "keep"
     """What a full tier does with one more block: refuse it, or let another one go for it (see core/eviction.py)."""
     block_bytes: Size = Field(default=32 * 2**20, gt=0)

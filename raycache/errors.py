@@ -7,6 +7,10 @@
     ├── NotADirectory       NotADirectoryError  list a directory, not this file
     ├── AccessDenied        PermissionError     give other credentials
     ├── ReadOnly            PermissionError     this path cannot be written
+    ├── Exists              FileExistsError     choose another name, or remove what is there
+    ├── NotEmpty            OSError (ENOTEMPTY) remove what is in the directory first
+    ├── Refused             OSError (EPERM ...) what POSIX does not allow; its errno says which
+    ├── NoSpace             OSError (ENOSPC)    free or persist what was written, or raise the quota
     ├── Changed             OSError (ESTALE)    the source changed under a listing: refresh, then read again
     ├── MountError          OSError             a mount could not be made or ended
     └── Unavailable         OSError             try again later, something is away
@@ -64,6 +68,37 @@ class ReadOnly(RaycacheError, PermissionError):
     """A write to something that can only be read."""
 
     errno = errno.EROFS
+
+
+class Exists(RaycacheError, FileExistsError):
+    """Something has this name already."""
+
+    errno = errno.EEXIST
+
+
+class NotEmpty(RaycacheError, OSError):
+    """A directory that still holds something."""
+
+    errno = errno.ENOTEMPTY
+
+
+class Refused(RaycacheError, OSError):
+    """What a file system does not allow: ``Refused.because(errno.EXDEV, message)``."""
+
+    errno = errno.EPERM
+
+    @staticmethod
+    def because(number: int, message: str) -> Refused:
+        """With an errno of its own, which survives pickling."""
+        error = Refused(message)
+        error.errno = number
+        return error
+
+
+class NoSpace(RaycacheError, OSError):
+    """No room for new bytes."""
+
+    errno = errno.ENOSPC
 
 
 class Changed(RaycacheError, OSError):

@@ -11,7 +11,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,167 +23,33 @@ from raycache.actors.keepers import RemoteKeepers
 from raycache.actors.master import MasterActor
 from raycache.actors.names import MASTER, RUNTIME_ENV_FIELD, master_options, worker_name
 from raycache.actors.plasma import BACKUP, Vault
-from raycache.actors.transport import ActorGone, NoAnswer, get, get_views, is_in_job, join_ray
+from raycache.actors.remotemaster import RemoteMaster
+from raycache.actors.segments import RemoteSegments
+from raycache.actors.transport import NoAnswer, get, get_views, is_in_job, join_ray
 from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
-from raycache.client.patience import ask_until_there
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
+from raycache.client.segments import Segments
 from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
-from raycache.core import archive
 from raycache.core.arguments import check_change
-from raycache.core.manifest import Manifest
 from raycache.core.membership import View
 from raycache.core.scheduling import THREADS
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Served, Worker
+from raycache.core.values import Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Served, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
+from raycache.store.segmentfile import NodeSegments
 from raycache.ufs.registry import capture_access
 
 VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
 VIEW_S = 5.0
 """Deadline for a worker to tell who is there."""
-_KEEPS_DYING = "the raycache master keeps dying; see its log under the Ray session's logs"
 FIXED_SETTINGS = ("mem", "tiers", "eviction", "block_bytes")
 """What shapes a cache, and cannot be changed while it runs."""
 _REMOTE_MASTER: Any = ray.remote(MasterActor)
-
-
-class RemoteMaster:
-    """The client's MasterApi, ListingsApi and RetentionApi over Ray. While the master is away calls are repeated, for
-    ``master_timeout_s``; one that changes something has an id that stays the same, so that a reply that was lost costs
-    nothing but its repetition."""
-
-    def __init__(self, handle: Any, settings: Settings) -> None:
-        self.calls = 0
-        """Calls made, for counting what a read costs; a lost update under contention does not matter."""
-        self._handle = handle
-        self._namespace = settings.namespace
-        # A listing takes as long as the source takes.
-        self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
-        self._patience_s = settings.master_timeout_s
-
-    def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
-        """See MasterApi."""
-        return self._call("attach", source, name, dict(options), _request_id())  # type: ignore[no-any-return]
-
-    def datasets(self) -> list[Dataset]:
-        """See MasterApi."""
-        return self._call("datasets")  # type: ignore[no-any-return]
-
-    def manifest(self, dir_id: int, at_least: int = 0) -> Manifest:
-        """See MasterApi. The manifest is mapped from plasma, once per node whatever the number of processes."""
-        for _ in range(3):
-            (ref,) = self._call("manifest", dir_id, at_least)
-            try:
-                return archive.from_bytes(get_views([ref], self._timeout_s, "the raycache master")[0])
-            except WorkerLost:
-                continue  # the master died between answering and our mapping; its successor publishes it again
-        raise ClusterUnavailable(_KEEPS_DYING)
-
-    def manifests(self, dir_ids: Sequence[int]) -> list[Manifest | Failed]:
-        """See MasterApi. Mapped as ``manifest`` does, all of them in one step."""
-        for _ in range(3):
-            answers = self._call("manifests", list(dir_ids))
-            refs = [answer[0] for answer in answers if not isinstance(answer, Failed)]
-            try:
-                views = iter(get_views(refs, self._timeout_s, "the raycache master"))
-            except WorkerLost:
-                continue  # as in ``manifest``
-            return [answer if isinstance(answer, Failed) else archive.from_bytes(next(views)) for answer in answers]
-        raise ClusterUnavailable(_KEEPS_DYING)
-
-    def changes(self, since: int) -> tuple[int, list[int]]:
-        """See MasterApi."""
-        return self._call("changes", since)  # type: ignore[no-any-return]
-
-    def newest_change(self) -> int:
-        """See MasterApi."""
-        return self._call("newest_change")  # type: ignore[no-any-return]
-
-    def set_refresh(self, name: str, every_s: float) -> Dataset:
-        """See MasterApi."""
-        return self._call("set_refresh", name, every_s)  # type: ignore[no-any-return]
-
-    def set_retention(self, name: str, changes: Mapping[str, Any]) -> Dataset:
-        """See MasterApi."""
-        return self._call("set_retention", name, dict(changes))  # type: ignore[no-any-return]
-
-    def pin(self, name: str, path: str, size_bytes: int) -> Dataset:
-        """See MasterApi."""
-        return self._call("pin", name, path, size_bytes)  # type: ignore[no-any-return]
-
-    def unpin(self, name: str, path: str) -> Dataset:
-        """See MasterApi."""
-        return self._call("unpin", name, path)  # type: ignore[no-any-return]
-
-    def remove(self, name: str) -> None:
-        """See MasterApi."""
-        self._call("remove", name, _request_id())
-
-    def refresh(self, dir_id: int) -> int:
-        """See MasterApi."""
-        return self._call("refresh", dir_id, _request_id())  # type: ignore[no-any-return]
-
-    def start_listing(self, dir_id: int) -> int:
-        """See ListingsApi."""
-        return self._call("start_listing", dir_id)  # type: ignore[no-any-return]
-
-    def listing(self, job_id: int, wait_s: float) -> ListingJob:
-        """See ListingsApi."""
-        return self._call("listing", job_id, wait_s)  # type: ignore[no-any-return]
-
-    def cancel_listing(self, job_id: int) -> None:
-        """See ListingsApi."""
-        self._call("cancel_listing", job_id)
-
-    def view(self) -> View:
-        """See MasterApi."""
-        return self._call("view")  # type: ignore[no-any-return]
-
-    def drain(self, node: str, undo: bool) -> str:
-        """See Fleet.drain."""
-        return self._call("drain", node, undo)  # type: ignore[no-any-return]
-
-    def settings(self) -> Settings:
-        """What the running cache was made with."""
-        return self._call("settings")  # type: ignore[no-any-return]
-
-    def status(self) -> dict[str, Any]:
-        """See MasterActor.status."""
-        return self._call("status")  # type: ignore[no-any-return]
-
-    def _call(self, method: str, *args: Any) -> Any:
-        self.calls += 1
-        return ask_until_there(lambda: self._ask(method, *args), "the raycache master", self._patience_s)
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        try:
-            try:
-                return self._try(method, *args)
-            except ActorGone as gone:
-                self._find_successor(gone)
-                return self._try(method, *args)
-        # What is dead for good does not come back by waiting, and what is silent has had its time.
-        except (ActorGone, NoAnswer) as error:
-            raise ClusterUnavailable(f"{error}; try `raycache start`") from error
-
-    def _find_successor(self, gone: ActorGone) -> None:
-        """`raycache stop` and `start` put another actor under the name."""
-        try:
-            self._handle = ray.get_actor(MASTER, namespace=self._namespace)
-        except ValueError:
-            raise gone from None
-
-    def _try(self, method: str, *args: Any) -> Any:
-        return get(getattr(self._handle, method).remote(*args), self._timeout_s, "the raycache master")
-
-
-def _request_id() -> str:
-    return uuid.uuid4().hex
 
 
 class RemotePool:
@@ -339,6 +204,8 @@ class Cluster:
         self.reader = Reader(self.pool, view_bytes, settings.read_timeout_s, waits=self.keepers.keep_log())
         self.files = FileSystem(self.namespace, self.reader)
         keep_renewing(self.reader, self.pool.kept, THREADS)
+        calls = RemoteSegments(self.pool.workers, self.pool.handle, master.tree.segment_places)
+        self.segments = Segments(calls, NodeSegments(), self.namespace, self.reader, settings.read_timeout_s)
         self.keeping = Keeping(self.namespace, master, self.keepers)
 
     @staticmethod

@@ -17,6 +17,7 @@ from raycache.actors.fleet import Fleet, store_bytes
 from raycache.actors.names import METHOD_TIMEOUT_S
 from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
 from raycache.config import Settings
+from raycache.core.inode import Verb
 from raycache.core.membership import View
 from raycache.core.values import Dataset, Failed, ListingJob
 from raycache.meta.backup import Backup, RegularBackup, back_up
@@ -130,6 +131,10 @@ class MasterActor:
     def cancel_listing(self, job_id: int) -> None:
         """See TreeListings.cancel."""
         self._metadata.listings.cancel(job_id)
+
+    def tree(self, verbs: Sequence[Verb]) -> list[Any | Failed]:
+        """See client.treeapi.TreeApi.apply."""
+        return self._metadata.tree.apply(verbs)
 
     def view(self) -> View:
         """See Fleet.view."""

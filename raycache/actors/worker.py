@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import ray
 
@@ -18,11 +19,13 @@ from raycache.actors.flight import ByteServer
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
 from raycache.actors.peers import RemotePeers
 from raycache.actors.plasma import OwnStore, Plasma
+from raycache.actors.segments import WireBytes, to_wire
 from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.membership import Report, View
 from raycache.core.retention import Retention
+from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
 from raycache.core.waits import ReaderWaits, WaitTable
 from raycache.store.accounts import Accounts
@@ -33,6 +36,8 @@ from raycache.store.identity import find_identity
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
 from raycache.store.pressure import MemoryWatch
+from raycache.store.segments import NAME as SEGMENTS
+from raycache.store.segments import SegmentStore, claim_directory
 from raycache.store.tending import Tending
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
@@ -54,7 +59,17 @@ class WorkerActor:
         accounts = Accounts(settings.eviction, wait=True)
         directories = open_directories(own, settings.namespace, accounts, wait=False)
         usable = [directory.path for directory in directories if directory.in_service]
-        identity = find_identity(usable, lambda: uuid.uuid4().hex)
+        identity = find_identity(usable, _fresh_id)
+        node_id: str = ray.get_runtime_context().get_node_id()
+        below = [directory / SEGMENTS for directory in usable]
+        if not below:
+            base = settings.state_dir / f"{SEGMENTS}-{quote(settings.namespace, safe='')}"
+            self._claim = claim_directory(base, _fresh_id, node_id)
+            if self._claim is not None:
+                below, identity = [self._claim.path], self._claim.path.name
+        self._segments = SegmentStore(below, settings.write_quota, node_id=node_id)
+        self._segments.open()
+        self._sources = sources
         tiers = Tiers(Plasma(), quota_bytes, directories, accounts)
         peers = Peers(RemotePeers(settings.namespace), incarnation=uuid.uuid4().hex)
         self._store = BlockStore(
@@ -107,7 +122,8 @@ class WorkerActor:
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
-        return {"pid": os.getpid(), **self._store.status(), **self._watch.status()}
+        about = {"pid": os.getpid(), "segments": self._segments.status()}
+        return {**about, **self._store.status(), **self._watch.status()}
 
     @ray.method(concurrency_group="control")
     def note_waits(self, told: Sequence[ReaderWaits]) -> None:
@@ -136,12 +152,50 @@ class WorkerActor:
         """See BlockStore.configure and Mover.adopt. ``retentions``: None while this worker's share is not known."""
         if retentions is not None:
             self._store.configure(retentions)
+        self._segments.worker_id = me or self._segments.worker_id
         return self._mover.adopt(view, me, settled)
 
     @ray.method(concurrency_group="control")
     def offer(self, giver: str, block_ids: Sequence[bytes]) -> list[bool]:
         """See Mover.offered."""
         return self._mover.offered(giver, block_ids)
+
+    @ray.method(concurrency_group="control")
+    def segment_home(self) -> Home:
+        """See SegmentStore.home."""
+        return self._segments.home()
+
+    def read_segments(self, ranges: Sequence[SegmentRange]) -> list[WireBytes]:
+        """See SegmentStore.read."""
+        return to_wire(self._segments.read(ranges))
+
+    def read_source(self, ranges: Sequence[SourceRange]) -> list[WireBytes]:
+        """See Sources.read."""
+        return to_wire(self._sources.read(ranges))
+
+    def make_segment(self) -> str:
+        """See SegmentStore.make."""
+        return self._segments.make()
+
+    def resume_segment(self, segment: str) -> int:
+        """See SegmentStore.resume."""
+        return self._segments.resume(segment)
+
+    def write_segment(self, segment: str, offset: int, data: Any) -> None:
+        """See SegmentStore.write."""
+        self._segments.write(segment, offset, memoryview(data).cast("B"))
+
+    def sync_segment(self, segment: str) -> None:
+        """See SegmentStore.sync."""
+        self._segments.sync(segment)
+
+    def hold_segments(self, segments: Sequence[str]) -> None:
+        """See SegmentStore.hold."""
+        self._segments.hold(segments)
+
+    def release_segment(self, segment: str, discard: bool) -> None:
+        """See SegmentStore.release."""
+        self._segments.release(segment, discard)
 
     @ray.method(concurrency_group="lending")
     def lend(self, block_id: bytes) -> WireAnswer | None:
@@ -166,6 +220,10 @@ class WorkerActor:
             return access
 
         return ask_until_there(ask, "the raycache master", METHOD_TIMEOUT_S)
+
+
+def _fresh_id() -> str:
+    return uuid.uuid4().hex
 
 
 def _to_wire(answer: Answer) -> WireAnswer:

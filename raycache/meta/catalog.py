@@ -22,6 +22,7 @@ from raycache.core.manifest import Directory, Manifest
 from raycache.core.retention import Retention
 from raycache.core.values import Buffer, Dataset
 from raycache.errors import InvalidInput, NotFound, Unavailable
+from raycache.meta.extents import forget_written, renumber_written
 from raycache.meta.schema import checksum, migrate
 
 REQUESTS_KEPT = 65_536
@@ -148,7 +149,7 @@ class Catalog:
             columns = "name, source, root_id, attached_ns"
             db.execute(f"INSERT INTO datasets ({columns}) VALUES (?, ?, ?, ?)", (name, source, root_id, attached_ns))
             told = {"name": name, "source": source, "root_id": root_id, "attached_ns": attached_ns}
-            _keep_reply(db, request_id, told)
+            keep_reply(db, request_id, told)
         return dataset
 
     def set_refresh(self, name: str, every_s: float) -> Dataset:
@@ -160,6 +161,7 @@ class Catalog:
     def remove_dataset(self, name: str, request_id: str | None = None) -> None:
         """Forget a dataset and all its directories; the source is not touched."""
         with self.transaction() as db:
+            forget_written(db, name)
             db.execute(
                 "DELETE FROM manifests WHERE dir_id IN (SELECT dir_id FROM directories WHERE dataset = ?)", (name,)
             )
@@ -171,7 +173,7 @@ class Catalog:
             db.execute("DELETE FROM listings WHERE dataset = ?", (name,))
             db.execute("DELETE FROM pins WHERE dataset = ?", (name,))
             db.execute("DELETE FROM datasets WHERE name = ?", (name,))
-            _keep_reply(db, request_id, True)
+            keep_reply(db, request_id, True)
 
     def directory(self, dir_id: int) -> tuple[Dataset, str]:
         """Dataset and path of a directory. Raises NotFound."""
@@ -217,7 +219,7 @@ class Catalog:
             if about.version != (stored[0] if stored else 0) + 1:
                 return None
             about = _put_manifest(db, about, body)
-            _keep_reply(db, request_id, about.version)
+            keep_reply(db, request_id, about.version)
         return about
 
     def body(self, dir_id: int) -> bytes:
@@ -244,6 +246,7 @@ class Catalog:
         with self.transaction() as db:
             db.execute("DELETE FROM manifests WHERE dir_id = ?", (dir_id,))
             db.execute("UPDATE directories SET dir_id = ? WHERE dir_id = ?", (new_id, dir_id))
+            renumber_written(db, dir_id, new_id)
             db.execute("UPDATE datasets SET root_id = ? WHERE root_id = ?", (new_id, dir_id))
             if parent is not None:
                 _put_manifest(db, *parent)
@@ -382,12 +385,17 @@ def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Dir
     return about
 
 
-def _keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Mapping[str, Any] | int) -> None:
-    if request_id is None:
-        return
-    values = (request_id, json.dumps(reply))
-    (number,) = db.execute("INSERT INTO requests (request_id, reply) VALUES (?, ?) RETURNING number", values).fetchone()
-    db.execute("DELETE FROM requests WHERE number <= ?", (number - REQUESTS_KEPT,))
+def keep_reply(db: sqlite3.Connection, request_id: str | None, reply: Any) -> None:
+    """Keep what a request is told, as JSON; part of the transaction that does it."""
+    if request_id is not None:
+        keep_replies(db, {request_id: reply})
+
+
+def keep_replies(db: sqlite3.Connection, replies: Mapping[str, Any]) -> None:
+    """The same for several."""
+    rows = [(request_id, json.dumps(reply)) for request_id, reply in replies.items()]
+    db.executemany("INSERT INTO requests (request_id, reply) VALUES (?, ?)", rows)
+    db.execute("DELETE FROM requests WHERE number <= (SELECT max(number) FROM requests) - ?", (REQUESTS_KEPT,))
 
 
 def _failed(path: Path | str, error: BaseException) -> Unavailable:

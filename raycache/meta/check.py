@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from raycache.core import paths
+from raycache.core.inode import ROW_BITS
 from raycache.core.manifest import Manifest
 from raycache.core.values import Dataset
 from raycache.errors import InvalidInput, NotFound, Unavailable
 from raycache.meta.catalog import Catalog, Listed, open_manifest, set_last_id
 from raycache.meta.recovery import LOST_AND_FOUND, keep_aside, move_aside, relist_under_new_id, renumber
 from raycache.meta.schema import SCHEMA_VERSION, version_of
+from raycache.meta.treecheck import Wrong, mend, place_of, wrong_tree
 
 _ROWS_AT_ONCE = 65_536
 
@@ -34,7 +36,7 @@ class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """``file``, ``root``, ``directory``, ``manifest`` or ``child``."""
+    """``file``, ``root``, ``directory``, ``manifest``, ``child``, or one of ``treecheck.Wrong``."""
     where: str
     """The file, or dataset and path of a directory."""
     what: str
@@ -42,6 +44,8 @@ class Problem:
     dir_id: int = 0
     child: bytes = b""
     """For ``child``: its name."""
+    wrong: Wrong | None = None
+    """For those of the tree that writers see."""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ def check(path: Path, *, deep: bool = True) -> Report:
             report.problems += [Problem("file", str(path), line) for line in broken]
             if not broken:
                 report.problems += [*_roots(db, report), *_directories(db, report), *_manifests(db, report, deep)]
+                report.problems += _tree(db)
     except sqlite3.OperationalError as error:
         raise Unavailable(f"{path} cannot be read: {error}") from error
     except sqlite3.DatabaseError as error:
@@ -127,16 +132,17 @@ def _directories(db: sqlite3.Connection, report: Report) -> Iterator[Problem]:
 
 def _manifests(db: sqlite3.Connection, report: Report, deep: bool) -> Iterator[Problem]:
     query = (
-        "SELECT dir_id, dataset, path, version, checksum, body, changes FROM manifests JOIN directories USING (dir_id)"
-        " JOIN bodies USING (body_id) ORDER BY dir_id"
+        "SELECT dir_id, dataset, path, version, checksum, body, changes, since_ns NOT NULL FROM manifests"
+        " JOIN directories USING (dir_id) JOIN bodies USING (body_id) LEFT JOIN touched USING (dir_id) ORDER BY dir_id"
     )
-    for dir_id, dataset, path, version, checksum, body, changes in db.execute(query):
+    for dir_id, dataset, path, version, checksum, body, changes, is_behind in db.execute(query):
         where = _where(dataset, path)
         try:
             manifest = open_manifest(body, checksum, changes)
             about = manifest.directory
             stored = (about.dir_id, about.dataset, about.path.encode("utf-8", "surrogateescape"), about.version)
-            if stored != (dir_id, dataset, path, version):
+            # What was moved keeps a listing of its old path until the next one is published.
+            if stored != (dir_id, dataset, stored[2] if is_behind else path, version):
                 raise InvalidInput(f"it is the listing of {about.dataset}/{about.path}, directory {about.dir_id}")
             if deep and (wrong := _wrong_entry(manifest)):
                 raise InvalidInput(wrong)
@@ -144,9 +150,22 @@ def _manifests(db: sqlite3.Connection, report: Report, deep: bool) -> Iterator[P
             yield Problem("manifest", where, str(error), dataset, dir_id)
             continue
         report.files += manifest.file_count
+        if is_behind:  # it may name directories that have been removed or moved
+            continue
         for name, what in _wrong_children(db, manifest):
             child = paths.join(where, name.decode("utf-8", "backslashreplace"))
             yield Problem("child", child, what, dataset, dir_id, name)
+
+
+def _tree(db: sqlite3.Connection) -> list[Problem]:
+    found = []
+    for wrong in wrong_tree(db):
+        dataset, path = place_of(db, wrong.ino)
+        where = paths.join(dataset, path)
+        if wrong.kind == "entry":
+            where = f"{wrong.name.decode('utf-8', 'backslashreplace')!r} in directory {wrong.parent >> ROW_BITS}"
+        found.append(Problem(wrong.kind, where, wrong.what, dataset, wrong=wrong))
+    return found
 
 
 def _wrong_entry(manifest: Manifest) -> str:
@@ -187,6 +206,10 @@ def _wrong_children(db: sqlite3.Connection, manifest: Manifest) -> Iterator[tupl
 def _mend(catalog: Catalog, lost_found: Path, problem: Problem) -> str:
     """Put one problem right and say how; empty when an earlier repair has seen to it."""
     now_ns = time.time_ns()
+    if problem.wrong is not None:
+        with catalog.transaction() as db:
+            line = mend(db, problem.wrong)
+        return f"{problem.where}: {line}" if line else ""
     if problem.kind == "directory":
         catalog.drop_directory(problem.dir_id)
         return f"{problem.where}: forgotten, nothing leads to it"

@@ -30,9 +30,11 @@ from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
 from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable, Unavailable
 from raycache.meta.catalog import Catalog, Listed
+from raycache.meta.lowers import Lowers
 from raycache.meta.recovery import keep_aside, relist_under_new_id
 from raycache.meta.refreshing import Refresher
 from raycache.meta.retentions import Retentions
+from raycache.meta.tree import Tree
 from raycache.meta.treelisting import TreeListings
 from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
@@ -82,6 +84,8 @@ class Metadata:
         self.refresher = Refresher(catalog, self.refresh)
         self.retentions = Retentions(catalog, self.manifest, now_ns)
         """What datasets may keep."""
+        self.tree = Tree(catalog, Lowers(lambda dir_ids: self.manifests(dir_ids, self.manifest)), now_ns)
+        """What writers see and change: a client.treeapi.TreeApi."""
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""

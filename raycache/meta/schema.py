@@ -136,7 +136,116 @@ CREATE TABLE pins (                       -- what is not evicted
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION)
+_WRITING = """
+ALTER TABLE datasets ADD COLUMN
+    write_type TEXT NOT NULL DEFAULT 'async'; -- cache, through or async: when what is written gets to the source
+
+ALTER TABLE directories ADD COLUMN
+    opaque INTEGER NOT NULL DEFAULT 0;    -- 1: made or moved here; what the source lists under its path is not shown
+
+CREATE TABLE inodes (                     -- what was made or changed through the cache; all else is rows of manifests
+    ino        INTEGER PRIMARY KEY,       -- see core.inode: says what it is; never used twice
+    dataset    TEXT NOT NULL,             -- datasets.name
+    mode       INTEGER NOT NULL,          -- st_mode: kind and permissions
+    uid        INTEGER NOT NULL,          -- -1: whoever mounted
+    gid        INTEGER NOT NULL,          -- -1: whoever mounted
+    nlink      INTEGER NOT NULL,          -- names it has; a directory 2 and one for each in it; 0: only open
+    size_bytes INTEGER NOT NULL,
+    atime_ns   INTEGER NOT NULL,
+    mtime_ns   INTEGER NOT NULL,
+    ctime_ns   INTEGER NOT NULL,
+    rdev       INTEGER NOT NULL,          -- of a device node
+    target     BLOB,                      -- of a symbolic link, else NULL
+    version    INTEGER NOT NULL           -- of the contents: higher with each commit and each change of size
+);
+
+CREATE TABLE entries (                    -- names laid over the manifest of their directory
+    parent INTEGER NOT NULL,              -- number of the directory
+    name   BLOB NOT NULL,
+    ino    INTEGER,                       -- what it means; NULL: a whiteout, the name in the source is gone
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE INDEX entries_by_ino ON entries (ino) WHERE ino NOT NULL; -- the names of an inode, and the way up from it
+
+CREATE TABLE extents (                    -- where the bytes of written files lie; what none covers is zeros
+    ino            INTEGER NOT NULL,      -- inodes.ino
+    at             INTEGER NOT NULL,      -- offset in the file
+    length         INTEGER NOT NULL,
+    segment        TEXT,                  -- segments.segment, or NULL: in the source
+    segment_offset INTEGER NOT NULL,      -- in the segment, or in the object
+    path           BLOB,                  -- of the object, inside the dataset; NULL: in a segment
+    etag           TEXT NOT NULL,         -- version of the object
+    row            INTEGER NOT NULL,      -- number of a listed file with these bytes; 0: none
+    PRIMARY KEY (ino, at)
+) WITHOUT ROWID;
+CREATE INDEX extents_by_segment ON extents (segment) WHERE segment NOT NULL; -- whether a segment is still needed
+CREATE INDEX extents_by_path ON extents (path) WHERE path NOT NULL; -- whether an object of the source is still needed
+
+CREATE TABLE segments (                   -- files of new bytes on the disks of workers
+    segment    TEXT NOT NULL,
+    worker_id  TEXT NOT NULL,             -- whose; one row for each copy
+    size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (segment, worker_id)
+) WITHOUT ROWID;
+CREATE INDEX segments_by_worker ON segments (worker_id, segment);
+
+CREATE TABLE xattrs (
+    ino   INTEGER NOT NULL,               -- inodes.ino
+    name  BLOB NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (ino, name)
+) WITHOUT ROWID;
+
+CREATE TABLE orphans (                    -- inodes without a name that a mount has open
+    ino    INTEGER NOT NULL,              -- inodes.ino
+    holder TEXT NOT NULL,                 -- id of the mount
+    PRIMARY KEY (ino, holder)
+) WITHOUT ROWID;
+
+CREATE TABLE touched (                    -- directories whose published manifest is behind their entries
+    dir_id   INTEGER PRIMARY KEY,
+    since_ns INTEGER NOT NULL             -- when the first change came that is not published
+);
+
+CREATE TABLE pending (                    -- what the source has not got yet: for each path, what it is to be last
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT, -- order in which it is brought about
+    dataset     TEXT NOT NULL,            -- datasets.name
+    path        BLOB NOT NULL,            -- inside the dataset
+    kind        TEXT NOT NULL,            -- put, delete, mkdir or rmdir
+    ino         INTEGER,                  -- of put: inodes.ino
+    version     INTEGER,                  -- of put: of the contents to be put
+    base_etag   TEXT,                     -- what the source has there as far as is known; '': nothing; NULL: not known
+    worker_id   TEXT NOT NULL,            -- of put: the worker with most of its bytes; '': any can do it
+    since_ns    INTEGER NOT NULL,         -- when the path was first behind
+    lease       TEXT NOT NULL DEFAULT '', -- the process that is at it, until not_before_ns; '': none
+    tried       TEXT NOT NULL DEFAULT '', -- versions that may have got there although nobody heard of it, as JSON
+    tries       INTEGER NOT NULL DEFAULT 0,
+    not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff, or the end of the lease, or for a while after the change
+    error       TEXT NOT NULL DEFAULT '', -- of the last try
+    aside       INTEGER NOT NULL DEFAULT 0, -- those after it do not wait for it; 1: it fails; 2: its worker is away
+    conflict    INTEGER NOT NULL DEFAULT 0, -- 1: the source holds something newer; not tried again by itself
+    found_etag  TEXT NOT NULL DEFAULT '', -- of a conflict: what the source holds
+    UNIQUE (dataset, path)
+);
+CREATE INDEX pending_order ON pending (dataset, kind, seq) WHERE aside = 0; -- what others wait for
+CREATE INDEX pending_due ON pending (dataset, kind, worker_id, seq) WHERE conflict = 0;
+CREATE INDEX pending_aside ON pending (dataset, not_before_ns) WHERE aside != 0 AND conflict = 0;
+CREATE INDEX pending_leased ON pending (lease) WHERE lease != '';
+CREATE INDEX pending_by_ino ON pending (ino) WHERE ino NOT NULL; -- whether an inode is behind
+
+CREATE TABLE persisted (                  -- what the source has of written files
+    dataset TEXT NOT NULL,                -- datasets.name
+    path    BLOB NOT NULL,                -- inside the dataset
+    ino     INTEGER NOT NULL,             -- inodes.ino
+    version INTEGER NOT NULL,             -- of the contents that were put
+    etag    TEXT NOT NULL,                -- the version that the source gave them
+    PRIMARY KEY (dataset, path)
+) WITHOUT ROWID;
+CREATE INDEX persisted_by_ino ON persisted (ino); -- one row for each hard link
+INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -172,8 +172,10 @@ class Staging:
         """
         with self._running(job_id) as db:
             db.execute(
-                "DELETE FROM staged_manifests WHERE job_id = ? AND base_version !="
-                " coalesce((SELECT version FROM manifests m WHERE m.dir_id = staged_manifests.dir_id), 0)",
+                "DELETE FROM staged_manifests WHERE job_id = ? AND (base_version !="
+                " coalesce((SELECT version FROM manifests m WHERE m.dir_id = staged_manifests.dir_id), 0)"
+                # Removed or moved here meanwhile: what the source lists under its path is not it any more.
+                " OR NOT EXISTS (SELECT 1 FROM directories d WHERE d.dir_id = staged_manifests.dir_id AND opaque = 0))",
                 (job_id,),
             )
             changed: int = db.execute(

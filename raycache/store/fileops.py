@@ -30,27 +30,27 @@ class FileOps:
             if about.st_mode & 0o077:
                 path.chmod(0o700)
         else:
-            self._sync_directory(path.parent)
+            self.sync_directory(path.parent)
 
     def take_lock(self, path: Path, wait_s: float) -> int:
         """A descriptor that holds the lock until it is closed. Raises BlockingIOError when another holds it."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(fd)
-                    raise BlockingIOError(
-                        errno.EAGAIN, "another worker uses it: give each its own directory", str(path)
-                    ) from None
-                time.sleep(_LOCK_PAUSE_S)
-            except BaseException:  # an interrupt too must not leak the descriptor
-                os.close(fd)
-                raise
-            else:
+        return _lock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), path, wait_s)
+
+    def lock_file(self, path: Path, wait_s: float) -> int:
+        """The same for a file that is there. Raises FileNotFoundError as well."""
+        return _lock(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), path, wait_s)
+
+    def make_locked(self, path: Path) -> int:
+        """A descriptor of a new, empty file, that holds its lock until it is closed. Raises FileExistsError when there
+        is one; also when whoever looks for files without a lock was quicker than we are."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if not self.is_gone(_lock(fd, path, 0.0)):
                 return fd
+            os.close(fd)
+        except BlockingIOError:
+            pass
+        raise FileExistsError(errno.EEXIST, "it was taken as it was made", str(path))
 
     def scan(self, path: Path) -> Iterator[os.DirEntry[str]]:
         """Entries of a directory."""
@@ -77,6 +77,10 @@ class FileOps:
     def is_gone(self, fd: int) -> bool:
         """Whether an open file has been deleted."""
         return os.fstat(fd).st_nlink == 0
+
+    def size_bytes(self, fd: int) -> int:
+        """Length of an open file."""
+        return os.fstat(fd).st_size
 
     def pread(self, fd: int, length: int, offset: int) -> bytearray:
         """Bytes of a file, fewer only at its end."""
@@ -115,14 +119,27 @@ class FileOps:
         """Write some bytes; returns how many."""
         return os.write(fd, data)
 
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write some bytes at an offset; returns how many."""
+        return os.pwrite(fd, data, offset)
+
     def sync(self, fd: int) -> None:
         """Wait until a file or directory is on the disk."""
         os.fsync(fd)
 
+    def sync_data(self, fd: int) -> None:
+        """Wait until the bytes of a file are on the disk, and as much about it as is needed to read them."""
+        os.fdatasync(fd)
+
+    def free_bytes(self, path: Path) -> int:
+        """What the disk under a directory has free for us."""
+        about = os.statvfs(path)
+        return about.f_bavail * about.f_frsize
+
     def publish(self, temporary: Path, path: Path) -> None:
         """Give a file its name, and return when the name is on the disk."""
         os.replace(temporary, path)
-        self._sync_directory(path.parent)
+        self.sync_directory(path.parent)
 
     def remove(self, path: Path) -> None:
         """Delete a file, if it is there. Its bytes are free at once, whoever has it open: it is cut short as well."""
@@ -133,6 +150,14 @@ class FileOps:
         try:
             os.unlink(path)
             os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        """Wait until the names in a directory are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sync(fd)
         finally:
             os.close(fd)
 
@@ -147,12 +172,25 @@ class FileOps:
         finally:
             os.close(fd)
 
-    def _sync_directory(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+def _lock(fd: int, path: Path, wait_s: float) -> int:
+    """The descriptor, with its lock; closed when that cannot be had."""
+    deadline = time.monotonic() + wait_s
+    while True:
         try:
-            self.sync(fd)
-        finally:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise BlockingIOError(
+                    errno.EAGAIN, "another worker uses it: give each its own directory", str(path)
+                ) from None
+            time.sleep(_LOCK_PAUSE_S)
+        except BaseException:  # an interrupt too must not leak the descriptor
             os.close(fd)
+            raise
+        else:
+            return fd
 
 
 def medium(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raycache.client.blockfiles import BlockFiles
@@ -18,17 +19,34 @@ from raycache.client.keeping import Keeping, sum_freed
 from raycache.client.namespace import Namespace
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
+from raycache.client.segments import Segments
+from raycache.client.treeapi import TreeApi
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
-from raycache.core.values import Dataset, Failed, Fetch, Fetched, Filed, Freed, ListingJob, Sealed, Served, Worker
+from raycache.core.segment import Home, SegmentRange, SourceRange
+from raycache.core.values import (
+    Buffer,
+    Dataset,
+    Failed,
+    Fetch,
+    Fetched,
+    Filed,
+    Freed,
+    ListingJob,
+    Sealed,
+    Served,
+    Worker,
+)
 from raycache.errors import Unavailable, WorkerLost
 from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
 from raycache.store.directory import Directory
+from raycache.store.segmentfile import NodeSegments
+from raycache.store.segments import SegmentStore
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import Sources
@@ -60,6 +78,7 @@ class InProcessMaster:
         self._tell = tell
         self._metadata = metadata
         self._view = view
+        self.tree: TreeApi = metadata.tree
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""
@@ -246,6 +265,76 @@ class InProcessPool:
             store.stop()
 
 
+class InProcessSegments:
+    """Segments of all workers of an InProcessPool, on disk: a client.segments.SegmentCalls; counts its calls."""
+
+    def __init__(self, pool: InProcessPool, base: Path, tree: TreeApi, sources: Sources, quota_bytes: int) -> None:
+        self.calls = 0
+        self._pool = pool
+        self._base = base
+        self._tree = tree
+        self._sources = sources
+        self._quota_bytes = quota_bytes
+        self._stores: dict[str, SegmentStore] = {}
+
+    def store(self, worker_id: str) -> SegmentStore:
+        """The segments of a worker that lives. Raises WorkerLost."""
+        if worker_id not in self._pool.stores:
+            self._stores.pop(worker_id, None)
+            raise WorkerLost(f"{worker_id} is gone")
+        if worker_id not in self._stores:
+            store = self._stores[worker_id] = SegmentStore([self._base / worker_id], self._quota_bytes)
+            store.worker_id = worker_id
+            store.open()
+        return self._stores[worker_id]
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See SegmentCalls."""
+        return self._pool.workers(refresh)
+
+    def homes(self) -> Sequence[Home]:
+        """See SegmentCalls."""
+        return [self.store(worker.worker_id).home() for worker in self._pool.workers()]
+
+    def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
+        """See SegmentCalls."""
+        return self._tree.segment_places(segments)
+
+    def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """See SegmentCalls."""
+        self.calls += 1
+        return self.store(worker_id).read(ranges)
+
+    def read_source(self, worker_id: str, ranges: Sequence[SourceRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """See SegmentCalls."""
+        self.calls += 1
+        return self._sources.read(ranges)
+
+    def make(self, worker_id: str) -> str:
+        """See SegmentCalls."""
+        return self.store(worker_id).make()
+
+    def resume(self, worker_id: str, segment: str) -> int:
+        """See SegmentCalls."""
+        return self.store(worker_id).resume(segment)
+
+    def write(self, worker_id: str, segment: str, offset: int, data: Buffer) -> None:
+        """See SegmentCalls."""
+        self.store(worker_id).write(segment, offset, data)
+
+    def sync(self, worker_id: str, segment: str) -> None:
+        """See SegmentCalls."""
+        self.store(worker_id).sync(segment)
+
+    def hold(self, worker_id: str, segments: Sequence[str]) -> None:
+        """See SegmentCalls."""
+        self.store(worker_id).hold(segments)
+
+    def release(self, worker_id: str, segment: str, discard: bool) -> None:
+        """See SegmentCalls."""
+        self.store(worker_id).release(segment, discard)
+
+
 class InProcessCache:
     """Master, workers and client. ``close`` it, or use it in a ``with``."""
 
@@ -260,8 +349,11 @@ class InProcessCache:
         fetchers: int = 4,
         directories: Callable[[Accounts], Sequence[Directory]] = lambda _: (),
         files: BlockFiles | None = None,
+        segments: Path | None = None,
+        write_quota: int = 1 << 30,
     ) -> None:
-        """``directories``: makes the disk tiers of one worker, open. ``files``: how the client reads them."""
+        """``directories``: makes the disk tiers of one worker, open. ``files``: how the client reads them.
+        ``segments``: where what is written lies, a directory for each worker; without it nothing can be written."""
         limits = Limits(request_timeout_s=5)
         ticks = iter(range(1, 1 << 60))
         self.metadata = Metadata(Catalog.open(catalog), {}, limits, block_bytes, lambda: next(ticks))
@@ -282,6 +374,9 @@ class InProcessCache:
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)
         self.keeping = Keeping(self.namespace, self.master, self.pool)
+        if segments is not None:
+            self.segment_calls = InProcessSegments(self.pool, segments, self.metadata.tree, self.sources, write_quota)
+            self.segments = Segments(self.segment_calls, NodeSegments(), self.namespace, self.reader, timeout_s=10)
 
     def __enter__(self) -> InProcessCache:
         return self

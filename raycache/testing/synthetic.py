@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from raycache.core.listing import LISTING_SCHEMA
 from raycache.core.values import Buffer, Stat
-from raycache.errors import NotFound, ReadOnly, SourceUnavailable
+from raycache.errors import NotFound, SourceUnavailable
+from raycache.ufs.base import Unwritable
 
 DIRECTORY_FILES = (1_000, 10_000, 1_000_000, 100_000)
 """Sizes of directories, in turn."""
@@ -25,7 +26,7 @@ _FIRST_NS = 1_700_000_000 * 10**9
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
-class SyntheticUfs:
+class SyntheticUfs(Unwritable):
     """An UnderFileSystem of ``files`` files, in directories ``d00000``, ``d00001`` ...; the last one is filled up."""
 
     def __init__(self, uri: str, files: int, seed: int = 0) -> None:
@@ -61,14 +62,6 @@ class SyntheticUfs:
     def get(self, path: str, start: int, length: int, etag: str) -> Buffer:
         """There is nothing to read."""
         raise SourceUnavailable(f"{self.uri}/{path}: a synthetic source has names and no bytes")
-
-    def put(self, path: str, data: Buffer) -> Stat:
-        """Nothing can be stored."""
-        raise ReadOnly(f"{self.uri}/{path}: a synthetic source stores nothing")
-
-    def delete(self, path: str) -> None:
-        """Nothing can be deleted."""
-        raise ReadOnly(f"{self.uri}/{path}: a synthetic source stores nothing")
 
     def _number(self, path: str) -> int:
         number = int(path[1:]) if path[1:].isdigit() else -1

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime
+import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import fsspec
@@ -32,11 +35,12 @@ from raycache.errors import (
     InvalidInput,
     IsADirectory,
     NotADirectory,
+    NotEmpty,
     NotFound,
     RaycacheError,
     SourceUnavailable,
 )
-from raycache.ufs.base import Limits
+from raycache.ufs.base import TEMPORARY, Limits, Stream
 from raycache.ufs.treewalk import THREADS, walk_tree
 
 _Result = TypeVar("_Result")
@@ -63,6 +67,8 @@ _NO_PARENTS = {"s3", "s3a", "oss"}
 _HDFS = {"hdfs", "viewfs"}
 _HDFS_DEFAULTS = {"dfs.client.failover.max.attempts": "3", "dfs.client.failover.sleep.base.millis": "200"}
 """By itself hdfs-native tries for three minutes before it says why. Three attempts reach a standby's active peer."""
+_SLOWEST_BYTES_PER_S = 1 << 20
+"""A put that goes more slowly is given up."""
 _ONE_AT_A_TIME = {"ftp"}
 """Schemes whose implementation has one connection and no lock."""
 
@@ -78,6 +84,8 @@ class FsspecUfs:
         self._under_way = threading.BoundedSemaphore(1 if location.scheme in _ONE_AT_A_TIME else limits.connections)
         try:
             self._fs, self._root = self._within(limits.request_timeout_s, lambda: _open(location, options))
+            # Of those that cannot, object stores show a file when it is whole; for others nothing better is known.
+            self._renames = type(self._fs).mv is not fsspec.AbstractFileSystem.mv
         except ImportError as error:
             raise InvalidInput(
                 f"{location.uri}: fsspec needs another package for {location.scheme}://: "
@@ -102,7 +110,7 @@ class FsspecUfs:
         # Caches of fsspec would hide what changed since.
         infos = self._fs.ls(real, detail=True, refresh=True)
         own = real.rstrip("/")
-        rows = [info for info in infos if info["name"].rstrip("/") != own]
+        rows = [info for info in infos if info["name"].rstrip("/") != own and f"/{TEMPORARY}" not in info["name"]]
         if len(infos) == 1 and not rows and infos[0]["type"] != "directory" and not infos[0]["name"].endswith("/"):
             raise NotADirectory(f"{self._name(path)} is a file, not a directory")
         names = [_utf8(info["name"].rstrip("/").rpartition("/")[2]) for info in rows]
@@ -154,20 +162,103 @@ class FsspecUfs:
             raise Changed(f"{self._name(path)} is shorter than when it was listed; refresh its directory")
         return data
 
-    def put(self, path: str, data: Buffer) -> Stat:
-        """See UnderFileSystem."""
-        return self._try(path, lambda: self._put(path, data))
+    def put(self, path: str, data: Buffer | Stream, if_match: str | None = None, mark: str = "") -> Stat:
+        """See UnderFileSystem. There are no marks."""
+        return self._try(path, lambda: self._put(path, data, if_match), _size(data))
 
-    def _put(self, path: str, data: Buffer) -> Stat:
+    def _put(self, path: str, data: Buffer | Stream, if_match: str | None) -> Stat:
         real = self._real(path)
-        if self._scheme not in _NO_PARENTS and (parent := real.rpartition("/")[0]):
+        parent = real.rpartition("/")[0]
+        if self._scheme not in _NO_PARENTS and parent:
             self._fs.makedirs(parent, exist_ok=True)
-        self._fs.pipe_file(real, bytes(data))
+        if not self._renames:
+            self._expect(path, if_match)
+            self._write(real, data)
+            return self._stat(path)
+        temporary = f"{parent}/{TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            self._write(temporary, data)
+            self._expect(path, if_match)
+            if self._fs.isdir(real):
+                raise IsADirectory(f"{self._name(path)} is a directory")
+            self._rename(temporary, real)
+        except BaseException:  # whatever stopped it leaves no temporary file, if it can be helped
+            with suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
         return self._stat(path)
 
-    def delete(self, path: str) -> None:
+    def _rename(self, real: str, to: str) -> None:
+        if self._scheme in _HDFS:
+            self._fs.mv(real, to, overwrite=True)
+            return
+        if self._fs.exists(to):
+            self._fs.rm_file(to)  # SFTP and FTP servers do not rename over what is there
+        self._fs.mv(real, to)
+
+    def _write(self, real: str, data: Buffer | Stream) -> None:
+        if not isinstance(data, Stream):
+            self._fs.pipe_file(real, bytes(data))
+            return
+        # A file object of fsspec that is left by an exception shows what it has got so far. A local file is all there.
+        with tempfile.NamedTemporaryFile(prefix="raycache-put-") as file:
+            for buffer in data.open():
+                file.write(buffer)
+            file.flush()
+            self._fs.put_file(file.name, real)
+
+    def _expect(self, path: str, etag: str | None) -> None:
+        if etag is None:
+            return
+        try:
+            found = self._stat(path).etag
+        except FileNotFoundError:
+            found = ""
+        if found != etag:
+            raise Changed(f"{self._name(path)} is not what it was known to be; refresh its directory")
+
+    def mark_of(self, path: str) -> str | None:
+        """See UnderFileSystem. There are none."""
+        return None
+
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> Stat | None:
+        """See UnderFileSystem. What fsspec calls a copy is reading and writing in most implementations."""
+        return None
+
+    def delete(self, path: str, if_match: str | None = None) -> None:
         """See UnderFileSystem."""
-        self._try(path, lambda: self._fs.rm_file(self._real(path)))
+        self._try(path, lambda: self._delete(path, if_match))
+
+    def _delete(self, path: str, if_match: str | None) -> None:
+        if if_match and self._stat(path).etag != if_match:
+            raise Changed(f"{self._name(path)} is not what it was known to be; refresh its directory")
+        self._fs.rm_file(self._real(path))
+
+    def make_directory(self, path: str) -> None:
+        """See UnderFileSystem."""
+        if self._scheme not in _NO_PARENTS:
+            self._try(path, lambda: self._mkdir(path))
+
+    def _mkdir(self, path: str) -> None:
+        real = self._real(path)
+        if self._fs.isfile(real):  # asked here, as not all implementations mind
+            raise NotADirectory(f"{self._name(path)} is a file, not a directory")
+        self._fs.makedirs(real, exist_ok=True)
+
+    def remove_directory(self, path: str) -> None:
+        """See UnderFileSystem."""
+        if self._scheme not in _NO_PARENTS:
+            with suppress(NotFound):
+                self._try(path, lambda: self._rmdir(path))
+
+    def _rmdir(self, path: str) -> None:
+        if self._fs.isfile(self._real(path)):
+            raise NotADirectory(f"{self._name(path)} is a file, not a directory")
+        # Looked up here: what implementations say of one that is not empty differs, and some just remove it.
+        below = self._fs.ls(self._real(path), detail=True, refresh=True)
+        if any(info["name"].rstrip("/") != self._real(path) for info in below):
+            raise NotEmpty(f"{self._name(path)} is not empty")
+        self._fs.rmdir(self._real(path))
 
     def _info(self, path: str) -> Mapping[str, Any]:
         self._fs.invalidate_cache()
@@ -184,9 +275,10 @@ class FsspecUfs:
     def _name(self, path: str) -> str:
         return paths.join(self.uri, path)
 
-    def _try(self, path: str, call: Callable[[], _Result]) -> _Result:
-        """Call until it succeeds, fails for good, or half of the time is over; no later than the deadline in all."""
-        deadline = time.monotonic() + self._limits.request_timeout_s
+    def _try(self, path: str, call: Callable[[], _Result], size_bytes: int = 0) -> _Result:
+        """Call until it succeeds, fails for good, or half of the time is over; no later than the deadline in all,
+        which is later for a call that sends many bytes."""
+        deadline = time.monotonic() + self._limits.request_timeout_s + size_bytes / _SLOWEST_BYTES_PER_S
         retrying = Retrying(
             retry=retry_if_exception(lambda error: not isinstance(error, _FINAL) and not _is_refusal(error)),
             stop=stop_after_delay(self._limits.request_timeout_s / 2),
@@ -243,6 +335,10 @@ def _open(location: paths.Location, options: dict[str, Any]) -> tuple[Any, str]:
         found._strip_protocol = lambda path: path
         return found, f"/{location.path}"
     return found, found._strip_protocol(location.uri)
+
+
+def _size(data: Buffer | Stream) -> int:
+    return data.size_bytes if isinstance(data, Stream) else memoryview(data).nbytes
 
 
 def _hint(scheme: str) -> str:

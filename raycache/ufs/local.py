@@ -27,14 +27,16 @@ from raycache.errors import (
     InvalidInput,
     IsADirectory,
     NotADirectory,
+    NotEmpty,
     NotFound,
     RaycacheError,
     ReadOnly,
     SourceUnavailable,
 )
+from raycache.ufs.base import TEMPORARY, Stream
 from raycache.ufs.treewalk import THREADS, walk_tree
 
-_TEMPORARY = ".raycache-put-"
+_MARK = "user.raycache"
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 """What following a symbolic link may end in without anything being wrong with its directory."""
 
@@ -49,7 +51,7 @@ class LocalUfs:
     def list_directory(self, path: str) -> Any:
         """See UnderFileSystem."""
         names, dirs, sizes, mtimes, etags = [], [], [], [], []
-        temporary = os.fsencode(_TEMPORARY)
+        temporary = os.fsencode(TEMPORARY)
         with self._errors(path), os.scandir(os.fsencode(self._real(path))) as entries:
             for entry in entries:
                 if entry.name.startswith(temporary):
@@ -105,19 +107,22 @@ class LocalUfs:
             raise Changed(f"{self._name(path)} is shorter than when it was listed; refresh its directory")
         return data
 
-    def put(self, path: str, data: Buffer) -> Stat:
+    def put(self, path: str, data: Buffer | Stream, if_match: str | None = None, mark: str = "") -> Stat:
         """See UnderFileSystem. The file appears whole, by rename, with the permissions that the umask leaves."""
         target = self._real(path)
         parent = os.path.dirname(target)
         with self._errors(path):
             os.makedirs(parent, exist_ok=True)
-            temporary = os.path.join(parent, f"{_TEMPORARY}{secrets.token_hex(8)}")
+            temporary = os.path.join(parent, f"{TEMPORARY}{secrets.token_hex(8)}")
             with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
                 try:
-                    _write_all(fd, data)
+                    for buffer in data.open() if isinstance(data, Stream) else (data,):
+                        _write_all(fd, buffer)
+                    if mark:
+                        _set_mark(fd, mark)
                     # Before the rename: a crash between the two must not leave a name with no bytes behind it.
                     os.fsync(fd)
-                    os.replace(temporary, target)
+                    self._appear(path, temporary, target, if_match)
                 except BaseException:  # whatever stopped it, an interrupt included, leaves no temporary file
                     with suppress(FileNotFoundError):
                         os.unlink(temporary)
@@ -128,10 +133,55 @@ class LocalUfs:
                 os.fsync(directory)
         return Stat(path, False, info.st_size, info.st_mtime_ns, _version(info))
 
-    def delete(self, path: str) -> None:
+    def _appear(self, path: str, temporary: str, target: str, if_match: str | None) -> None:
+        """Give a file its name. Where there must be none of the name yet, the kernel sees to it."""
+        if os.path.isdir(target):
+            raise IsADirectory(f"{self._name(path)} is a directory")
+        if if_match == "":
+            try:
+                os.link(temporary, target)
+            except FileExistsError as error:
+                raise self._is_other(path) from error
+            os.unlink(temporary)
+            return
+        if if_match is not None and (not os.path.exists(target) or self.stat(path).etag != if_match):
+            raise self._is_other(path)
+        os.replace(temporary, target)
+
+    def _is_other(self, path: str) -> Changed:
+        return Changed(f"{self._name(path)} is not what it was known to be; refresh its directory")
+
+    def mark_of(self, path: str) -> str | None:
+        """See UnderFileSystem. An extended attribute, where the file system has them."""
+        with self._errors(path):
+            try:
+                return os.getxattr(self._real(path), _MARK).decode("ascii", "replace")
+            except OSError as error:
+                if error.errno == errno.ENODATA:
+                    return ""
+                if error.errno == errno.ENOTSUP:
+                    return None
+                raise
+
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> None:
+        """See UnderFileSystem. Reading and writing here is no slower than what the kernel would do."""
+
+    def delete(self, path: str, if_match: str | None = None) -> None:
         """See UnderFileSystem."""
+        if if_match and self.stat(path).etag != if_match:
+            raise self._is_other(path)
         with self._errors(path):
             os.unlink(self._real(path))
+
+    def make_directory(self, path: str) -> None:
+        """See UnderFileSystem."""
+        with self._errors(path):
+            os.makedirs(self._real(path), exist_ok=True)
+
+    def remove_directory(self, path: str) -> None:
+        """See UnderFileSystem."""
+        with suppress(NotFound), self._errors(path):
+            os.rmdir(self._real(path))
 
     def _real(self, path: str) -> str:
         """The path to use. Raises NotFound for one that a link takes out of the source."""
@@ -175,6 +225,8 @@ class LocalUfs:
         except PermissionError as error:
             raise AccessDenied(f"{self._name(path)}: permission denied for this user") from error
         except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise NotEmpty(f"{self._name(path)} is not empty") from error
             if error.errno == errno.EROFS:
                 raise ReadOnly(f"{self._name(path)}: the file system is mounted read-only") from error
             if error.errno == errno.ENAMETOOLONG:
@@ -213,3 +265,11 @@ def _write_all(fd: int, data: Buffer) -> None:
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def _set_mark(fd: int, mark: str) -> None:
+    try:
+        os.setxattr(fd, _MARK, mark.encode())
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise

@@ -31,7 +31,7 @@ from raycache.errors import (
     RaycacheError,
     SourceUnavailable,
 )
-from raycache.ufs.base import Limits, UnderFileSystem
+from raycache.ufs.base import Limits, Stream, UnderFileSystem
 from raycache.ufs.credentials import fsspec_s3_options, s3_config, s3_credential_provider
 from raycache.ufs.generic import FsspecUfs
 from raycache.ufs.treewalk import THREADS, AddBranch, Branch, directory_branch, empty_files, in_parallel, with_prefix
@@ -53,6 +53,13 @@ _LIST_ROWS = 20_000
 """Rows of one batch of a tree: 20 pages of S3."""
 _FAN_OUT = 512
 """Most sub-prefixes that are listed one by one."""
+_MARK = "raycache"
+"""Name of the metadata of an object that holds its mark."""
+_PART_BYTES, _PARTS_MAX = 8 << 20, 9_000
+"""Of an upload in parts: S3 takes 10,000, of 5 MiB or more."""
+_PARTS_AT_ONCE = 4
+_COPY_MAX_BYTES = 5 << 30
+"""Most that S3 copies in one request."""
 _memory_stores: dict[str, MemoryStore] = {}
 
 
@@ -199,21 +206,107 @@ class ObjectUfs:
             raise Changed(f"{self._name(path)} is shorter than when it was listed; refresh its directory")
         return data
 
-    def put(self, path: str, data: Buffer) -> Stat:
-        """See UnderFileSystem. obstore uploads large bodies in parts."""
+    def put(self, path: str, data: Buffer | Stream, if_match: str | None = None, mark: str = "") -> Stat:
+        """See UnderFileSystem. A buffer goes in one request, a stream in parts."""
         if odd_keys := self._odd_keys_for(path):
-            return odd_keys.put(path, data)
+            return odd_keys.put(path, data, if_match, mark)
+        attributes = {_MARK: mark} if mark else None
         with self._errors(path):
-            result = obstore.put(self._store, self._key(path), data)
+            if isinstance(data, Stream):
+                return self._put_stream(path, data, if_match, mark, attributes)
+            result = self._put_whole(path, data, if_match, attributes)
         return Stat(path, False, memoryview(data).nbytes, 0, result["e_tag"] or "")
 
-    def delete(self, path: str) -> None:
+    def _put_stream(
+        self, path: str, data: Stream, if_match: str | None, mark: str, attributes: dict[str, str] | None
+    ) -> Stat:
+        part_bytes = max(_PART_BYTES, data.size_bytes // _PARTS_MAX + 1)
+        # Not an iterator for ``put``: its buffers could not come from a source, obstore does not enter itself. An
+        # exception gives the upload up.
+        with obstore.open_writer(
+            self._store, self._key(path), attributes=attributes, buffer_size=part_bytes, max_concurrency=_PARTS_AT_ONCE
+        ) as writer:
+            for buffer in data.open():
+                writer.write(buffer)
+            self._expect(path, if_match)
+        found = obstore.get(self._store, self._key(path), options={"head": True})
+        if mark and found.attributes.get(_MARK) != mark:
+            raise self._is_other(path)  # replaced again already
+        return Stat(path, False, data.size_bytes, 0, found.meta["e_tag"] or "")
+
+    def _put_whole(self, path: str, data: Buffer, if_match: str | None, attributes: dict[str, str] | None) -> Any:
+        mode: Any = "overwrite" if if_match is None else {"e_tag": if_match} if if_match else "create"
+        if if_match and isinstance(self._store, GCSStore):
+            # Its condition is a generation, which no listing tells.
+            meta = obstore.head(self._store, self._key(path))
+            mode = {"e_tag": if_match, "version": meta["version"] if meta["e_tag"] == if_match else "0"}
+        try:
+            # Conditional puts of obstore are never multipart, so the rest is not either: they behave alike.
+            return obstore.put(
+                self._store, self._key(path), data, attributes=attributes, mode=mode, use_multipart=False
+            )
+        except oe.BaseError as error:
+            if if_match is None or "status code: 501" not in str(error):
+                raise
+        self._expect(path, if_match)  # a store that knows no conditional writes
+        return obstore.put(self._store, self._key(path), data, attributes=attributes, use_multipart=False)
+
+    def _expect(self, path: str, etag: str | None) -> None:
+        """Raise Changed unless a file has this version, or there is none for an empty one. None: whatever."""
+        if etag is None:
+            return
+        try:
+            with self._errors(path):
+                found = obstore.head(self._store, self._key(path))["e_tag"] or ""
+        except NotFound:
+            found = ""
+        if found != etag:
+            raise self._is_other(path)
+
+    def _is_other(self, path: str) -> Changed:
+        return Changed(f"{self._name(path)} is not what it was known to be; refresh its directory")
+
+    def mark_of(self, path: str) -> str | None:
+        """See UnderFileSystem."""
+        if odd_keys := self._odd_keys_for(path):
+            return odd_keys.mark_of(path)
+        with self._errors(path):
+            attributes: Any = obstore.get(self._store, self._key(path), options={"head": True}).attributes
+        return str(attributes.get(_MARK, ""))
+
+    def copy(self, path: str, etag: str, size_bytes: int, to: str, if_match: str | None = None) -> Stat | None:
+        """See UnderFileSystem. Both versions are looked up before, and the one that is copied afterwards too."""
+        if self._odd_keys_for(path) or self._odd_keys_for(to):
+            return None
+        try:
+            before = self.stat(path)
+        except NotFound as error:
+            raise Changed(f"{self._name(path)} was deleted since it was listed; refresh its directory") from error
+        if before.etag != etag:
+            raise self._is_other(path)
+        if before.size_bytes != size_bytes or size_bytes > _COPY_MAX_BYTES:
+            return None
+        self._expect(to, if_match)
+        with self._errors(to):
+            obstore.copy(self._store, self._key(path), self._key(to))
+        self._expect(path, etag)
+        return self.stat(to)
+
+    def delete(self, path: str, if_match: str | None = None) -> None:
         """See UnderFileSystem. S3 reports no error for a key that is not there."""
         if odd_keys := self._odd_keys_for(path):
-            return odd_keys.delete(path)
+            return odd_keys.delete(path, if_match)
+        if if_match and self.stat(path).etag != if_match:
+            raise self._is_other(path)
         with self._errors(path):
             obstore.delete(self._store, self._key(path))
         return None
+
+    def make_directory(self, path: str) -> None:
+        """See UnderFileSystem. There are none."""
+
+    def remove_directory(self, path: str) -> None:
+        """See UnderFileSystem. There are none."""
 
     def _odd_keys_for(self, path: str) -> UnderFileSystem | None:
         if self._open_odd_keys is None or not _UNNAMEABLE.search(self._key(path)):
@@ -241,7 +334,7 @@ def _translate(name: str, error: Exception) -> RaycacheError:
     text = str(error)
     status = int(found.group(1)) if (found := _STATUS.search(text)) else 0
     code = found.group(1) if (found := _CODE.search(text)) else ""
-    if isinstance(error, oe.PreconditionError) or status in (412, 416) or _BEYOND in text:
+    if isinstance(error, oe.PreconditionError | oe.AlreadyExistsError) or status in (412, 416) or _BEYOND in text:
         return Changed(f"{name} changed since it was listed; refresh its directory")
     if isinstance(error, FileNotFoundError | oe.NotFoundError) or status == 404:
         return NotFound(f"{name}: {'there is no such bucket' if code == 'NoSuchBucket' else 'no such key or bucket'}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from raycache.errors import AccessDenied
+from raycache.core.segment import SourceRange
+from raycache.core.values import Buffer, Failed
+from raycache.errors import AccessDenied, RaycacheError
 from raycache.ufs.base import Limits, UnderFileSystem
 from raycache.ufs.registry import open_ufs
 
@@ -38,6 +41,16 @@ class Sources:
                     del self._open[dataset]
             return use(self._adapter(dataset))
 
+    def read(self, ranges: Sequence[SourceRange]) -> list[Buffer | Failed]:
+        """Bytes of objects, in order, each of its version; a Failed with what went wrong where they cannot be had."""
+        found: list[Buffer | Failed] = []
+        for each in ranges:
+            try:
+                found.append(self.call(each.dataset, partial(_get, each)))
+            except RaycacheError as error:
+                found.append(Failed(error))
+        return found
+
     def forget(self, dataset: str) -> None:
         """Open the dataset anew at its next use."""
         with self._lock:
@@ -63,3 +76,7 @@ class Sources:
                     with self._lock:
                         self._open[dataset] = adapter
         return adapter
+
+
+def _get(wanted: SourceRange, ufs: UnderFileSystem) -> Buffer:
+    return ufs.get(wanted.path, wanted.offset, wanted.length, wanted.etag)

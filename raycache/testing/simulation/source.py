@@ -18,6 +18,7 @@ from raycache.core.listing import LISTING_SCHEMA
 from raycache.core.values import Buffer
 from raycache.errors import Changed, ReadOnly, SourceUnavailable
 from raycache.testing.simulation.machinery import Process
+from raycache.ufs.base import Unwritable
 
 REQUEST_TIMEOUT_S = 5.0
 """What an adapter gives one request."""
@@ -66,7 +67,7 @@ class Origin:
         return pa.RecordBatch.from_pylist(rows, schema=LISTING_SCHEMA)
 
 
-class SimulatedSource:
+class SimulatedSource(Unwritable):
     """The UnderFileSystem, and the ``Sources``, of one process."""
 
     uri = "sim://origin"
@@ -126,12 +127,4 @@ class SimulatedSource:
 
     def stat(self, path: str) -> NoReturn:
         """Nobody asks."""
-        raise ReadOnly("a simulated source is only listed and read")
-
-    def put(self, path: str, data: Buffer) -> NoReturn:
-        """Nobody writes."""
-        raise ReadOnly("a simulated source is only listed and read")
-
-    def delete(self, path: str) -> NoReturn:
-        """Nobody deletes."""
         raise ReadOnly("a simulated source is only listed and read")

@@ -1,0 +1,106 @@
+"""Segments over Ray: ``client.segments.SegmentCalls``."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from raycache.actors.names import METHOD_TIMEOUT_S
+from raycache.actors.transport import get
+from raycache.core.segment import Home, SegmentRange, SourceRange
+from raycache.core.values import Buffer, Failed, Worker
+from raycache.errors import WorkerLost
+
+WireBytes = pickle.PickleBuffer | Failed
+
+
+class RemoteSegments:
+    """See client.segments.SegmentCalls."""
+
+    def __init__(
+        self,
+        workers: Callable[[bool], Sequence[Worker]],
+        handle: Callable[[str], Any],
+        places: Callable[[Sequence[str]], Sequence[Sequence[str]]],
+    ) -> None:
+        """``workers``: who is there, asked anew for True. ``handle``: the actor of one, raises ValueError."""
+        self._workers = workers
+        self._handle = handle
+        self._places = places
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See SegmentCalls."""
+        return self._workers(refresh)
+
+    def homes(self) -> Sequence[Home]:
+        """See SegmentCalls."""
+        workers = self._workers(False)
+        here = [worker for worker in workers if worker.local] or workers
+        homes: list[Home] = []
+        lost: WorkerLost | None = None
+        for worker in here:
+            try:
+                homes.append(self._call(worker.worker_id, "segment_home", METHOD_TIMEOUT_S))
+            except WorkerLost as error:
+                lost = error
+        if not homes:
+            self._workers(True)
+            raise lost or WorkerLost("no worker lives; try again")
+        return homes
+
+    def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
+        """See SegmentCalls."""
+        return self._places(segments)
+
+    def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """See SegmentCalls."""
+        return received(self._call(worker_id, "read_segments", timeout_s, list(ranges)))
+
+    def read_source(self, worker_id: str, ranges: Sequence[SourceRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """See SegmentCalls."""
+        return received(self._call(worker_id, "read_source", timeout_s, list(ranges)))
+
+    def make(self, worker_id: str) -> str:
+        """See SegmentCalls."""
+        return self._call(worker_id, "make_segment", METHOD_TIMEOUT_S)  # type: ignore[no-any-return]
+
+    def resume(self, worker_id: str, segment: str) -> int:
+        """See SegmentCalls."""
+        return self._call(worker_id, "resume_segment", METHOD_TIMEOUT_S, segment)  # type: ignore[no-any-return]
+
+    def write(self, worker_id: str, segment: str, offset: int, data: Buffer) -> None:
+        """See SegmentCalls."""
+        self._call(worker_id, "write_segment", METHOD_TIMEOUT_S, segment, offset, pickle.PickleBuffer(data))
+
+    def sync(self, worker_id: str, segment: str) -> None:
+        """See SegmentCalls."""
+        self._call(worker_id, "sync_segment", METHOD_TIMEOUT_S, segment)
+
+    def hold(self, worker_id: str, segments: Sequence[str]) -> None:
+        """See SegmentCalls."""
+        self._call(worker_id, "hold_segments", METHOD_TIMEOUT_S, list(segments))
+
+    def release(self, worker_id: str, segment: str, discard: bool) -> None:
+        """See SegmentCalls."""
+        self._call(worker_id, "release_segment", METHOD_TIMEOUT_S, segment, discard)
+
+    def _call(self, worker_id: str, method: str, timeout_s: float, *args: Any) -> Any:
+        what = f"worker {worker_id[:8]}"
+        try:
+            ref = getattr(self._handle(worker_id), method).remote(*args)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise WorkerLost(f"{what} is gone: {error}") from error
+        return get(ref, max(0.1, timeout_s), what)
+
+
+def to_wire(answers: Sequence[Buffer | Failed]) -> list[WireBytes]:
+    """Bytes as they cross without a copy."""
+    return [answer if isinstance(answer, Failed) else pickle.PickleBuffer(answer) for answer in answers]
+
+
+def received(answers: Sequence[Any]) -> list[Buffer | Failed]:
+    """What ``to_wire`` sent."""
+    return [answer if isinstance(answer, Failed) else memoryview(answer).cast("B") for answer in answers]

@@ -1,0 +1,482 @@
+"""New bytes as a writer sees them: segments on the disk of this node's worker, and contents read back.
+
+Responsible for: where to write (the worker of this node, by its directory where this process may open it, else through
+a worker), room, and reading extents from wherever they lie. Not responsible for: the files (``local`` is given in: see
+``store.segmentfile``), what a file is made of (the master knows), and blocks of what is published (``reader``).
+
+Threading: safe. Every read ends at ``timeout_s``; a worker that is away is asked again until then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Protocol
+
+from raycache.client.namespace import Namespace
+from raycache.client.reader import Reader
+from raycache.core.inode import Content, Extent, Segment, pieces, split_ino
+from raycache.core.scheduling import THREADS, Scheduler
+from raycache.core.segment import Home, SegmentRange, SourceRange, likely_homes
+from raycache.core.values import Buffer, Failed, Worker
+from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
+
+HOMES_S = 2.0
+"""How long it is believed what workers said of their directories, room included."""
+RENEW_S = 60.0
+"""How often a worker is told that segments which it holds open for us are still wanted."""
+_PAUSE_S = 0.2
+_PREAD_S = 30.0
+
+
+class Writer(Protocol):
+    """A segment that is being written. ``release`` or ``discard`` it when it was committed or is not needed."""
+
+    segment: str
+    worker_id: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        ...
+
+    def about(self) -> Segment:
+        """As a commit names it."""
+        ...
+
+    def append(self, data: Buffer | bytearray) -> int:
+        """Write at the end; the offset at which these bytes begin. Raises NoSpace, Unavailable."""
+        ...
+
+    def pwrite(self, offset: int, data: Buffer | bytearray) -> None:
+        """Write at an offset, also beyond the end. Raises as ``append`` does."""
+        ...
+
+    def pread(self, offset: int, length: int) -> Buffer:
+        """Bytes that were written, fewer at the end. Raises Unavailable."""
+        ...
+
+    def sync(self) -> None:
+        """Return when all of it would survive the end of the machine. Raises NoSpace, Unavailable: then it is to be
+        written anew in another segment."""
+        ...
+
+    def release(self) -> None:
+        """Let go of it, after the commit that names it was acknowledged."""
+        ...
+
+    def discard(self) -> None:
+        """Delete it: no commit names it."""
+        ...
+
+
+class LocalSegments(Protocol):
+    """Segment files of this node."""
+
+    def make(self, home: Home, allow: Callable[[int], None]) -> Writer:
+        """A new segment in a worker's directory. ``allow``: raises NoSpace. Raises NoSpace, Unavailable."""
+        ...
+
+    def resume(self, home: Home, segment: str, allow: Callable[[int], None]) -> Writer:
+        """A segment that another process wrote, and holds no more. Raises NotFound, Unavailable (it is held still)."""
+        ...
+
+    def read(self, home: Home, ranges: Sequence[SegmentRange]) -> list[Buffer | Failed]:
+        """Bytes in order; a Failed with NotFound for what is not there."""
+        ...
+
+
+class SegmentCalls(Protocol):
+    """Calls to master and workers. All raise WorkerLost, and Unavailable where the master is away."""
+
+    def homes(self) -> Sequence[Home]:
+        """Where the workers of this node keep segments; those of all nodes when there is none here."""
+        ...
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See WorkerPool."""
+        ...
+
+    def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Of each segment the workers that the master knows to have it."""
+        ...
+
+    def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """Bytes that a worker has; a Failed with NotFound for what it has not."""
+        ...
+
+    def read_source(self, worker_id: str, ranges: Sequence[SourceRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """Bytes that a worker fetches from sources."""
+        ...
+
+    def make(self, worker_id: str) -> str:
+        """A new segment on the disk of a worker, held open by it."""
+        ...
+
+    def resume(self, worker_id: str, segment: str) -> int:
+        """Have a worker hold one open again that it has; its length."""
+        ...
+
+    def write(self, worker_id: str, segment: str, offset: int, data: Buffer) -> None:
+        """Write into it."""
+        ...
+
+    def sync(self, worker_id: str, segment: str) -> None:
+        """Sync it."""
+        ...
+
+    def hold(self, worker_id: str, segments: Sequence[str]) -> None:
+        """Segments that are still wanted open."""
+        ...
+
+    def release(self, worker_id: str, segment: str, discard: bool) -> None:
+        """Let go of it, or delete it."""
+        ...
+
+
+class Segments:
+    """See the module."""
+
+    def __init__(
+        self,
+        calls: SegmentCalls,
+        local: LocalSegments,
+        namespace: Namespace,
+        reader: Reader,
+        timeout_s: float,
+        scheduler: Scheduler = THREADS,
+    ) -> None:
+        self._calls = calls
+        self._local = local
+        self._namespace = namespace
+        self._reader = reader
+        self._timeout_s = timeout_s
+        self._scheduler = scheduler
+        self._clock = scheduler.monotonic
+        self._lock = scheduler.lock()
+        self._homes: tuple[Home, ...] = ()
+        self._homes_at = -HOMES_S
+        self._written: dict[str, int] = {}
+        """Bytes written here since ``_homes_at``, by worker."""
+        self._held: dict[str, str] = {}
+        """Segments that workers hold open for us, with the worker."""
+
+    def writer(self) -> Writer:
+        """A new segment, on the disk of this node's worker where there is one. Raises NoSpace, Unavailable."""
+        homes = self._renewed()
+        for home in homes:
+            if _is_open_to_us(home):
+                return self._local.make(home, partial(self._allow, home.worker_id))
+        usable = [home for home in homes if home.directory]
+        if not usable:
+            raise Unavailable("no worker can keep what is written; `raycache status` says why")
+        home = max(usable, key=lambda home: home.room_bytes - self._written.get(home.worker_id, 0))
+        segment = self._calls.make(home.worker_id)
+        self._hold(segment, home.worker_id)
+        return _RemoteWriter(segment, home.worker_id, 0, self._calls, self._forget)
+
+    def resume(self, segment: str, worker_id: str) -> Writer:
+        """A segment that another process wrote and has not released, to go on with: that process has died.
+
+        Raises NotFound (it is gone), Unavailable (it is held still; or its worker is away).
+        """
+        for home in self._renewed():
+            if home.worker_id == worker_id and _is_open_to_us(home):
+                return self._local.resume(home, segment, partial(self._allow, worker_id))
+        size_bytes = self._calls.resume(worker_id, segment)
+        self._hold(segment, worker_id)
+        return _RemoteWriter(segment, worker_id, size_bytes, self._calls, self._forget)
+
+    def room_bytes(self) -> int:
+        """What may be written now, as far as is known. Raises Unavailable."""
+        homes = self._renewed()
+        return sum(max(0, home.room_bytes - self._written.get(home.worker_id, 0)) for home in homes)
+
+    def read(self, dataset: str, content: Content, offset: int, length: int) -> Buffer:
+        """Bytes of a file, fewer at its end. Raises what ``read_many`` raises."""
+        return self.read_many([(dataset, content, offset, length)])[0]
+
+    def read_many(self, wanted: Sequence[tuple[str, Content, int, int]]) -> list[Buffer]:
+        """Bytes of several files: dataset, contents, offset and length of each. One call to each worker that has some.
+
+        Raises Changed (an object of the source has another version now), Unavailable.
+        """
+        cut = [
+            pieces(content.extents, offset, max(0, min(length, content.size_bytes - offset)))
+            for _, content, offset, length in wanted
+        ]
+        flat = [(dataset, piece) for (dataset, *_), some in zip(wanted, cut, strict=True) for piece in some]
+        found = iter(self._read_pieces(flat))
+        return [_joined([next(found) for _ in some]) for some in cut]
+
+    def _read_pieces(self, wanted: Sequence[tuple[str, Extent]]) -> list[Buffer]:
+        found: dict[int, Buffer] = {}
+        segments: dict[int, SegmentRange] = {}
+        sources: dict[int, SourceRange] = {}
+        for at, (dataset, extent) in enumerate(wanted):
+            if extent.segment:
+                segments[at] = SegmentRange(extent.segment, extent.offset, extent.length)
+            elif not extent.path:
+                found[at] = bytes(extent.length)
+            elif (data := self._read_row(extent)) is not None:
+                found[at] = data
+            else:
+                sources[at] = SourceRange(dataset, extent.path, extent.etag, extent.offset, extent.length)
+        self._read_segments(segments, found)
+        self._read_sources(sources, found)
+        return [found[at] for at in range(len(wanted))]
+
+    def _read_row(self, extent: Extent) -> Buffer | None:
+        """Through the blocks of a listed file with the same bytes, where there is one that is known here."""
+        dir_id, row = split_ino(extent.row)
+        if not dir_id or row is None:
+            return None
+        try:
+            manifest = self._namespace.manifest(dir_id)
+        except NotFound:
+            return None
+        if row >= manifest.row_count or manifest.etag(row) != extent.etag:
+            return None
+        return self._reader.read(manifest, row, extent.offset, extent.length)
+
+    def _read_segments(self, wanted: Mapping[int, SegmentRange], found: dict[int, Buffer]) -> None:
+        missing = self._read_local(wanted, found)
+        search = _Search(self._calls)
+        deadline = self._clock() + self._timeout_s
+        while missing:
+            calls = search.plan(missing)
+            for worker_id, some in calls.items():
+                answers = search.ask(worker_id, some, deadline - self._clock())
+                found.update(answers)
+                missing = {at: each for at, each in missing.items() if at not in answers}
+            if missing and not calls:
+                if self._clock() + _PAUSE_S >= deadline:
+                    segment = next(iter(missing.values())).segment
+                    raise Unavailable(f"segment {segment} cannot be read: {search.error}")
+                if search.knows_places:  # who has them may be starting anew
+                    self._scheduler.sleep(_PAUSE_S)
+                search.look_up(missing)
+
+    def _read_local(self, wanted: Mapping[int, SegmentRange], found: dict[int, Buffer]) -> dict[int, SegmentRange]:
+        """Read what is in directories of this node; what is not."""
+        missing = dict(wanted)
+        homes: Sequence[Home] = ()
+        with suppress(Unavailable):  # those that are asked below may be there by then
+            homes = self._homes or (self._renewed() if missing else ())
+        for home in homes:
+            if not missing or not _is_open_to_us(home):
+                continue
+            answers = self._local.read(home, list(missing.values()))
+            for (at, _), answer in zip(list(missing.items()), answers, strict=True):
+                if not isinstance(answer, Failed):
+                    found[at] = answer
+                    del missing[at]
+        return missing
+
+    def _read_sources(self, wanted: Mapping[int, SourceRange], found: dict[int, Buffer]) -> None:
+        deadline = self._clock() + self._timeout_s
+        missing = dict(wanted)
+        lost: set[str] = set()
+        while missing:
+            workers = [worker for worker in self._calls.workers(refresh=bool(lost)) if worker.worker_id not in lost]
+            if not workers or self._clock() >= deadline:
+                raise Unavailable(f"{next(iter(missing.values())).path}: no worker answered in time; try again")
+            worker_id = min(workers, key=lambda worker: not worker.local).worker_id
+            try:
+                answers = self._calls.read_source(worker_id, list(missing.values()), deadline - self._clock())
+            except WorkerLost:
+                lost.add(worker_id)
+                continue
+            for (at, _), answer in zip(list(missing.items()), answers, strict=True):
+                if isinstance(answer, Failed):
+                    raise answer.error
+                found[at] = answer
+                del missing[at]
+
+    def _renewed(self) -> tuple[Home, ...]:
+        """What workers say of their directories, not older than HOMES_S where they answer. Raises Unavailable."""
+        with self._lock:
+            if self._clock() - self._homes_at < HOMES_S:
+                return self._homes
+        try:
+            homes = tuple(self._calls.homes())
+        except Unavailable:
+            if not self._homes:
+                raise
+            return self._homes  # the files are there, whether the worker is or not
+        with self._lock:
+            self._homes, self._homes_at = homes, self._clock()
+            self._written.clear()
+        return homes
+
+    def _allow(self, worker_id: str, growth_bytes: int) -> None:
+        """Raises NoSpace when a worker has no room for so many bytes more."""
+        room_bytes = next((home.room_bytes for home in self._renewed() if home.worker_id == worker_id), 0)
+        with self._lock:
+            written = self._written.get(worker_id, 0)
+            if written + growth_bytes <= room_bytes:
+                self._written[worker_id] = written + growth_bytes
+                return
+            self._homes_at = -HOMES_S  # what was freed counts from the next try on
+        raise NoSpace(
+            f"worker {worker_id[:8]} has room for {max(0, room_bytes - written):,} more bytes of what is written, not "
+            f"for {growth_bytes:,}; free or persist what was written, or raise write_quota"
+        )
+
+    def _hold(self, segment: str, worker_id: str) -> None:
+        with self._lock:
+            if not self._held:
+                self._scheduler.spawn(self._keep_holding, "raycache-segments")
+            self._held[segment] = worker_id
+
+    def _keep_holding(self) -> None:
+        """Tell workers, as long as they hold any, of the segments that they hold open for us."""
+        while True:
+            self._scheduler.sleep(RENEW_S)
+            held: dict[str, list[str]] = {}
+            with self._lock:
+                for segment, worker_id in self._held.items():
+                    held.setdefault(worker_id, []).append(segment)
+            if not held:
+                return
+            for worker_id, segments in held.items():
+                with suppress(Unavailable):  # it hears the next time
+                    self._calls.hold(worker_id, segments)
+
+    def _forget(self, segment: str) -> None:
+        with self._lock:
+            self._held.pop(segment, None)
+
+
+class _Search:
+    """Whom to ask for segments: the workers that wrote them, then those that the master knows to have them."""
+
+    def __init__(self, calls: SegmentCalls) -> None:
+        self.error: Exception = Unavailable("no worker has it")
+        """Why the last one that was asked did not answer with bytes."""
+        self._calls = calls
+        self._places: dict[str, Sequence[str]] = {}
+        self._asked: set[tuple[str, str]] = set()
+
+    @property
+    def knows_places(self) -> bool:
+        """Whether the master was asked."""
+        return bool(self._places)
+
+    def plan(self, missing: Mapping[int, SegmentRange]) -> dict[str, dict[int, SegmentRange]]:
+        """The next calls, by worker: each range of one that lives and was not asked for that segment yet."""
+        alive = [worker.worker_id for worker in self._calls.workers()]
+        calls: dict[str, dict[int, SegmentRange]] = {}
+        for at, each in missing.items():
+            places = self._places.get(each.segment) or likely_homes(each.segment, alive)
+            for worker_id in [one for one in places if one in alive and (each.segment, one) not in self._asked][:1]:
+                calls.setdefault(worker_id, {})[at] = each
+        return calls
+
+    def ask(self, worker_id: str, some: Mapping[int, SegmentRange], timeout_s: float) -> dict[int, Buffer]:
+        """Make a call; what came of it."""
+        self._asked.update((each.segment, worker_id) for each in some.values())
+        try:
+            answers = self._calls.read(worker_id, list(some.values()), timeout_s)
+        except WorkerLost as lost:
+            self.error = lost
+            return {}
+        found: dict[int, Buffer] = {}
+        for at, answer in zip(some, answers, strict=True):
+            if isinstance(answer, Failed):
+                self.error = answer.error
+            else:
+                found[at] = answer
+        return found
+
+    def look_up(self, missing: Mapping[int, SegmentRange]) -> None:
+        """Begin anew, with what the master knows. Raises Changed for a segment that no file needs, Unavailable."""
+        if self._places:
+            self._calls.workers(refresh=True)
+        names = list(dict.fromkeys(each.segment for each in missing.values()))
+        self._places = dict(zip(names, self._calls.places(names), strict=True))
+        self._asked.clear()
+        for segment, known in self._places.items():
+            if not known:
+                raise Changed(f"segment {segment} is not needed by any file now: the file was replaced; open it again")
+
+
+class _RemoteWriter:
+    """A Writer through a worker."""
+
+    def __init__(
+        self, segment: str, worker_id: str, size_bytes: int, calls: SegmentCalls, forget: Callable[[str], None]
+    ) -> None:
+        self.segment = segment
+        self.worker_id = worker_id
+        self._calls = calls
+        self._forget = forget
+        self._lock = THREADS.lock()
+        self._size_bytes = size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """See Writer."""
+        return self._size_bytes
+
+    def about(self) -> Segment:
+        """See Writer."""
+        return Segment(self.segment, self.worker_id, self._size_bytes)
+
+    def append(self, data: Buffer | bytearray) -> int:
+        """See Writer."""
+        with self._lock:
+            offset = self._size_bytes
+            self._size_bytes += memoryview(data).nbytes
+        self._calls.write(self.worker_id, self.segment, offset, memoryview(data))
+        return offset
+
+    def pwrite(self, offset: int, data: Buffer | bytearray) -> None:
+        """See Writer."""
+        with self._lock:
+            self._size_bytes = max(self._size_bytes, offset + memoryview(data).nbytes)
+        self._calls.write(self.worker_id, self.segment, offset, memoryview(data))
+
+    def pread(self, offset: int, length: int) -> Buffer:
+        """See Writer."""
+        length = max(0, min(length, self._size_bytes - offset))
+        (answer,) = self._calls.read(self.worker_id, [SegmentRange(self.segment, offset, length)], _PREAD_S)
+        if isinstance(answer, Failed):
+            raise answer.error
+        return answer
+
+    def sync(self) -> None:
+        """See Writer."""
+        self._calls.sync(self.worker_id, self.segment)
+
+    def release(self) -> None:
+        """See Writer."""
+        self._end(False)
+
+    def discard(self) -> None:
+        """See Writer."""
+        self._end(True)
+
+    def _end(self, discard: bool) -> None:
+        self._forget(self.segment)
+        try:
+            self._calls.release(self.worker_id, self.segment, discard)
+        except Unavailable:
+            return  # a worker that is gone has let go of it; left over, it is swept
+
+
+def _is_open_to_us(home: Home) -> bool:
+    """Whether a directory is the one that the worker means, and may be written by this process."""
+    if not home.directory:
+        return False
+    try:
+        about = os.stat(home.directory)
+    except OSError:
+        return False
+    return (about.st_dev, about.st_ino) == (home.device, home.inode) and os.access(home.directory, os.W_OK | os.X_OK)
+
+
+def _joined(found: Sequence[Buffer]) -> Buffer:
+    return found[0] if len(found) == 1 else b"".join(found)

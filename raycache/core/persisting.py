@@ -1,0 +1,131 @@
+"""What is to be brought about in a source, and what became of it: values between the master and workers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from raycache.core.inode import Content, Extent
+
+DONE = "done"
+LATER = "later"
+"""The source, or whoever has the bytes, did not answer: tried again, for ever, and what comes after it waits."""
+REFUSED = "refused"
+"""It will fail again unless somebody does something: tried again, seldom, and nothing waits for it."""
+CONFLICT = "conflict"
+"""The source has something that was put there by others: not tried again until somebody decides."""
+TROUBLES_MAX = 20
+"""Most paths that a report names."""
+
+
+class Attempt(NamedTuple):
+    """Contents that a worker was given to put under a path: they may be there, although nobody heard of it."""
+
+    mark: str
+    """Of this path and version alone; left with the file where the store can."""
+    ino: int
+    version: int
+    size_bytes: int
+    since_ns: int
+    """When it was given out first."""
+    etag: str
+    """Of the file in the source that it may have been copied from."""
+
+
+class Task(NamedTuple):
+    """One path of a source, and what is to be there."""
+
+    seq: int
+    dataset: str
+    path: str
+    """Inside the dataset."""
+    kind: str
+    """put, delete, mkdir or rmdir; all but put begin by deleting the file that is known to be there."""
+    base_etag: str
+    """The version that the source has there as far as is known; empty: none."""
+    tried: tuple[Attempt, ...] = ()
+    """What may be there instead; of a put, the last one is about this task."""
+    content: Content | None = None
+    """Of a put."""
+    origin: tuple[str, str] | None = None
+    """Path and version of a file in the source that has the same bytes."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is about."""
+        return self.dataset, self.path
+
+
+class Outcome(NamedTuple):
+    """What became of a task."""
+
+    seq: int
+    dataset: str
+    path: str
+    result: str
+    """DONE, LATER, REFUSED or CONFLICT."""
+    etag: str = ""
+    """Done: the version that the source has now, empty for none. A conflict: the one that is in the way."""
+    error: str = ""
+    content: Content | None = None
+    """Of a put that is done: what was put."""
+
+
+class Trouble(NamedTuple):
+    """A path that is behind, and why."""
+
+    path: str
+    kind: str
+    error: str
+    conflict: bool
+    tries: int
+
+
+class Behind(NamedTuple):
+    """What a source has not got yet, of a path and all below it."""
+
+    files: int = 0
+    """Files to be put."""
+    size_bytes: int = 0
+    others: int = 0
+    """Deletions, and directories."""
+    failing: int = 0
+    """Of all these, how many have failed the last time that they were tried, conflicts too."""
+    conflicts: int = 0
+    oldest_ns: int = 0
+    """Since when the first of them is behind; 0: none is."""
+    troubles: tuple[Trouble, ...] = ()
+    """Some of those that fail, conflicts first."""
+
+    @property
+    def paths(self) -> int:
+        """How many paths are behind."""
+        return self.files + self.others
+
+
+def relocated(extents: Iterable[Extent], put: Content, path: str, etag: str) -> list[Extent]:
+    """The same bytes, now that ``put`` is a file in the source: extents of other objects that it was made of lie in
+    that file too, and may not be anywhere else any more."""
+    known: dict[tuple[str, str], list[Extent]] = {}
+    for extent in put.extents:
+        if extent.path:
+            known.setdefault((extent.path, extent.etag), []).append(extent)
+    found: list[Extent] = []
+    for extent in extents:
+        found.extend(_relocated(extent, known.get((extent.path, extent.etag), ()), path, etag))
+    return found
+
+
+def _relocated(extent: Extent, known: Iterable[Extent], path: str, etag: str) -> Iterator[Extent]:
+    done, stop = extent.offset, extent.offset + extent.length
+    for each in sorted(known, key=lambda one: one.offset):
+        start, end = max(done, each.offset), min(stop, each.offset + each.length)
+        if start >= end:
+            continue
+        if start > done:
+            yield extent._replace(at=extent.at + done - extent.offset, length=start - done, offset=done)
+        at = extent.at + start - extent.offset
+        yield Extent(at, end - start, offset=each.at + start - each.offset, path=path, etag=etag)
+        done = end
+    if done < stop:
+        yield extent._replace(at=extent.at + done - extent.offset, length=stop - done, offset=done)

@@ -1,0 +1,110 @@
+"""What the source has not got yet: for each path what it is to be last, in the order in which it is brought about.
+
+The ``want_`` functions write it, as part of the transaction of whatever change they are about: a change and what is to
+become of it in the source are there together, or neither is.
+
+A row of ``pending`` is replaced by the next one about its path, which takes over what is known of the source. What
+the source had when a path began to be behind stays the base until the source is known to have something else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from raycache.core.inode import Content, Extent
+from raycache.errors import Changed
+
+_MOST = (
+    "SELECT worker_id FROM extents JOIN segments USING (segment) WHERE ino = ?"
+    " GROUP BY worker_id ORDER BY sum(length) DESC, worker_id LIMIT 1"
+)
+
+CALM_NS = 10**9
+"""How long after a path began to be behind it is left alone: many are written under one name and moved to another, and
+what has gone by then never was in the source."""
+_NOW_NS = "CAST((julianday('now') - 2440587.5) * 86400e9 AS INTEGER)"
+
+
+def want_put(db: sqlite3.Connection, dataset: str, path: bytes, ino: int, version: int, base_etag: str | None) -> None:
+    """Have the contents of a file at a path; part of a transaction, after the extents of ``version`` are written.
+
+    ``base_etag``: what the source has there as far as is known; ``""``: nothing; None: not known.
+    """
+    most = db.execute(_MOST, (ino,)).fetchone()
+    _replace(db, dataset, path, "put", base_etag, (ino, version, most[0] if most else ""))
+
+
+def want_delete(db: sqlite3.Connection, dataset: str, path: bytes, base_etag: str | None) -> None:
+    """Have no file at a path; part of a transaction. Where the source has none and never had, nothing is to be done."""
+    row = db.execute("SELECT base_etag, tried FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
+    base, tried = row or (base_etag, "")
+    if base == "" and not tried:
+        db.execute("DELETE FROM pending WHERE dataset = ? AND path = ?", (dataset, path))
+    else:
+        _replace(db, dataset, path, "delete", base_etag)
+
+
+def want_mkdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
+    """Have a directory at a path, where the source has real ones; part of a transaction."""
+    _replace(db, dataset, path, "mkdir", "")
+
+
+def want_rmdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
+    """Have no directory at a path, where the source has real ones; part of a transaction. Where a directory was to take
+    the place of a file that the source has still, the file is to go."""
+    row = db.execute("SELECT base_etag FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
+    _replace(db, dataset, path, "delete" if row and row[0] != "" else "rmdir", "")
+
+
+def known_etag(db: sqlite3.Connection, dataset: str, path: bytes, listed_etag: str | None) -> str | None:
+    """What the source has at a path as far as is known, ``""`` for nothing: what was put there, else what was listed
+    (``listed_etag``). For ``base_etag``; part of a transaction."""
+    row = db.execute("SELECT etag FROM persisted WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
+    return row[0] if row else listed_etag
+
+
+def _replace(
+    db: sqlite3.Connection,
+    dataset: str,
+    path: bytes,
+    kind: str,
+    base_etag: str | None,
+    contents: tuple[int | None, int | None, str] = (None, None, ""),
+) -> None:
+    """Whoever is at the old row keeps the lease: two that put one path side by side could end in the wrong order."""
+    kept = db.execute(
+        "DELETE FROM pending WHERE dataset = ? AND path = ? RETURNING base_etag, since_ns, lease, tried, not_before_ns",
+        (dataset, path),
+    ).fetchone() or (None, None, "", "", 0)
+    base, since_ns, lease, tried, not_before_ns = kept
+    if since_ns is None:
+        (since_ns,) = db.execute(f"SELECT {_NOW_NS}").fetchone()
+    if not lease:
+        not_before_ns = since_ns + CALM_NS if kind == "put" else 0
+    db.execute(
+        "INSERT INTO pending (dataset, path, kind, ino, version, worker_id,"
+        " base_etag, since_ns, lease, tried, not_before_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (dataset, path, kind, *contents, base_etag if base is None else base, since_ns, lease, tried, not_before_ns),
+    )
+
+
+def freshened(db: sqlite3.Connection, dataset: str, ino: int, content: Content) -> Content:
+    """Contents that are about to be committed, in which extents of objects that this file was put over in the meantime
+    lie in what was put; part of a transaction.
+
+    Who writes into a file of the source refers to the version that was there when it began. Raises Changed for one
+    that another file was put over.
+    """
+    found: list[Extent] = []
+    for extent in content.extents:
+        row = None
+        if extent.path:
+            find = "SELECT ino, etag FROM persisted WHERE dataset = ? AND path = ?"
+            row = db.execute(find, (dataset, extent.path.encode("utf-8", "surrogateescape"))).fetchone()
+        if row is None or row[1] == extent.etag:
+            found.append(extent)
+        elif row[0] == ino and extent.at == extent.offset:
+            found.append(extent._replace(etag=row[1], row=0))
+        else:
+            raise Changed(f"{extent.path} was replaced in the source by another file; read it again")
+    return Content(content.size_bytes, tuple(found))
