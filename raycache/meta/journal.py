@@ -10,6 +10,7 @@ the source had when a path began to be behind stays the base until the source is
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from raycache.core.inode import Content, Extent
 from raycache.errors import Changed
@@ -30,8 +31,7 @@ def want_put(db: sqlite3.Connection, dataset: str, path: bytes, ino: int, versio
 
     ``base_etag``: what the source has there as far as is known; ``""``: nothing; None: not known.
     """
-    most = db.execute(_MOST, (ino,)).fetchone()
-    _replace(db, dataset, path, "put", base_etag, (ino, version, most[0] if most else ""))
+    _replace(db, dataset, path, "put", base_etag, (ino, version, _most(db, ino)))
 
 
 def want_delete(db: sqlite3.Connection, dataset: str, path: bytes, base_etag: str | None) -> None:
@@ -42,6 +42,35 @@ def want_delete(db: sqlite3.Connection, dataset: str, path: bytes, base_etag: st
         db.execute("DELETE FROM pending WHERE dataset = ? AND path = ?", (dataset, path))
     else:
         _replace(db, dataset, path, "delete", base_etag)
+
+
+def want_many(
+    db: sqlite3.Connection,
+    dataset: str,
+    puts: Iterable[tuple[bytes, int, int, str | None]],
+    deletes: Iterable[tuple[bytes, str | None]],
+) -> None:
+    """``want_put`` (path, number, version, base) and then ``want_delete`` (path, base) for paths of which none is
+    pending: ten times as fast."""
+    (now_ns,) = db.execute(f"SELECT {_NOW_NS}").fetchone()
+    insert = (
+        "INSERT INTO pending (dataset, path, kind, ino, version, worker_id, base_etag, since_ns, not_before_ns)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    rows = (
+        (dataset, path, "put", ino, version, _most(db, ino) if version else "", base, now_ns, now_ns + CALM_NS)
+        for path, ino, version, base in puts
+    )
+    db.executemany(insert, rows)
+    gone = ((dataset, path, "delete", None, None, "", base, now_ns, 0) for path, base in deletes if base != "")
+    db.executemany(insert, gone)
+
+
+def is_pending(db: sqlite3.Connection, dataset: str, path: bytes) -> bool:
+    """Whether anything is pending of a path, or below it."""
+    find = "SELECT 1 FROM pending WHERE dataset = ?1 AND (path = ?2 OR (path > ?3 AND path < ?4)) LIMIT 1"
+    # '0' follows '/'
+    return db.execute(find, (dataset, path, path + b"/", path + b"0")).fetchone() is not None
 
 
 def want_mkdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
@@ -61,6 +90,12 @@ def known_etag(db: sqlite3.Connection, dataset: str, path: bytes, listed_etag: s
     (``listed_etag``). For ``base_etag``; part of a transaction."""
     row = db.execute("SELECT etag FROM persisted WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
     return row[0] if row else listed_etag
+
+
+def _most(db: sqlite3.Connection, ino: int) -> str:
+    """The worker that has most of a file's new bytes, empty where none has any."""
+    most = db.execute(_MOST, (ino,)).fetchone()
+    return str(most[0]) if most else ""
 
 
 def _replace(

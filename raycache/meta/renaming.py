@@ -88,7 +88,9 @@ def rename(
         # Below what replaces a directory of the source, there may be anything.
         other = "" if base_etag == "" else None
         news = moved.news(tree, to_folder, to_name)
-        _want_moved(tree, folder.dataset, news, moved.olds, bases, other)
+        _want_moved(
+            tree, folder.dataset, (folder.below(name), to_folder.below(to_name)), news, moved.olds, bases, other
+        )
         _want_folders(tree, folder.dataset, [moved], set())
     return tree.attr(attr.ino)
 
@@ -111,7 +113,7 @@ def _exchange(tree: Inodes, one: tuple[Folder, bytes, Attr], other: tuple[Folder
     if tree.persists(dataset):
         news = [*there.news(tree, to_folder, to_name), *back.news(tree, folder, name)]
         olds = {**there.olds, **back.olds}
-        _want_moved(tree, dataset, news, olds, olds, "")
+        _want_moved(tree, dataset, (here, away), news, olds, olds, "")
         _want_folders(tree, dataset, [there, back], {path for path, *_ in news})
     return tree.attr(attr.ino)
 
@@ -131,6 +133,7 @@ def _not_into_itself(tree: Inodes, attr: Attr, folder: Folder) -> None:
 def _want_moved(
     tree: Inodes,
     dataset: str,
+    tops: tuple[bytes, bytes],
     news: Iterable[tuple[bytes, int, int]],
     olds: dict[bytes, str | None],
     bases: dict[bytes, str | None],
@@ -138,13 +141,18 @@ def _want_moved(
 ) -> None:
     """Have files under their new paths in the source, and then no more under the old ones.
 
-    ``bases``: what the source has under new paths; ``other``: what it has under those that are not in there.
+    ``tops``: where all of them were, and are. ``bases``: what the source has under new paths; ``other``: what it has
+    under those that are not in there.
     """
-    gone = dict(olds)
-    for path, ino, version in news:
-        journal.want_put(tree.db, dataset, path, ino, version, bases.get(path, other))
-        gone.pop(path, None)
-    for path, base_etag in gone.items():
+    puts = [(path, ino, version, bases.get(path, other)) for path, ino, version in news]
+    here = {path for path, *_ in puts}
+    gone = [(path, base_etag) for path, base_etag in olds.items() if path not in here]
+    if not any(journal.is_pending(tree.db, dataset, top) for top in tops):
+        journal.want_many(tree.db, dataset, puts, gone)
+        return
+    for path, ino, version, base_etag in puts:
+        journal.want_put(tree.db, dataset, path, ino, version, base_etag)
+    for path, base_etag in gone:
         journal.want_delete(tree.db, dataset, path, base_etag)
 
 
@@ -176,9 +184,8 @@ def remove_tree(tree: Inodes, place: Place) -> int:
     tree.changed(above, links=-1)
     tree.hide(above, name)
     count = drop_tree(tree, subtree)
-    for path, base_etag in olds.items():
-        journal.want_delete(tree.db, top.dataset, path, base_etag)
     if wanted:
+        _want_moved(tree, top.dataset, (top.path, top.path), (), olds, {}, None)
         for path in sorted((folder.path for folder in subtree.folders), reverse=True):
             journal.want_rmdir(tree.db, top.dataset, path)
     return count + 1

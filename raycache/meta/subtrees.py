@@ -118,6 +118,7 @@ def settle(tree: Inodes, subtree: Subtree) -> None:
         tree.copy_up_folder(subtree.top)
     for each in subtree.listed:
         folder, lower = each.folder, each.lower
+        files = [(row_ino(folder.dir_id, row), lower.name(row), row) for row in each.files]
         db.executemany(
             # Attributes of a directory may have been set before.
             f"INSERT OR IGNORE INTO inodes ({ATTR}, dataset) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)",
@@ -125,18 +126,14 @@ def settle(tree: Inodes, subtree: Subtree) -> None:
         )
         db.executemany(
             "INSERT INTO entries VALUES (?, ?, ?)",
-            ((folder.ino, lower.name(row), row_ino(folder.dir_id, row)) for row in each.files),
-        )
-        db.executemany(
-            "INSERT INTO entries VALUES (?, ?, ?)", ((folder.ino, lower.name(row), to.ino) for row, to in each.folders)
+            [
+                *((folder.ino, name, ino) for ino, name, _ in files),
+                *((folder.ino, lower.name(row), to.ino) for row, to in each.folders),
+            ],
         )
         db.executemany(
             "INSERT INTO extents VALUES (?1, 0, ?2, NULL, 0, ?3, ?4, ?1)",
-            (
-                (row_ino(folder.dir_id, row), lower.size(row), folder.below(lower.name(row)), lower.etag(row))
-                for row in each.files
-                if lower.size(row)
-            ),
+            ((ino, size, folder.below(name), lower.etag(row)) for ino, name, row in files if (size := lower.size(row))),
         )
         db.execute("DELETE FROM entries WHERE parent = ? AND ino IS NULL", (folder.ino,))
         db.execute("UPDATE directories SET opaque = 1 WHERE dir_id = ?", (folder.dir_id,))
