@@ -54,7 +54,11 @@ class TreeApi(Protocol):
     # Names.
 
     def mknod(self, parent: Place, name: bytes, mode: int, uid: int, gid: int, rdev: int) -> Attr:
-        """Make an empty file, a pipe, a socket or a device node. Raises Exists."""
+        """Make an empty file, a pipe, a socket or a device node. Raises Exists.
+
+        In a directory whose set-group-id bit is set it gets the directory's group, as do links and directories, which
+        get the bit too.
+        """
         ...
 
     def mkdir(self, parent: Place, name: bytes, mode: int, uid: int, gid: int) -> Attr:
@@ -70,9 +74,10 @@ class TreeApi(Protocol):
         ...
 
     def unlink(self, parent: Place, name: bytes, holder: str = "") -> Attr:
-        """Take a name from a file; what it was. ``holder``: a mount that has it open: then it stays until ``release``.
+        """Take a name from a file; what it is now, with the number of names left.
 
-        Raises IsADirectory.
+        ``holder``: a mount that has it open: then it stays until ``release``. Raises
+        IsADirectory.
         """
         ...
 

@@ -382,14 +382,15 @@ class Inodes:
         key = (folder.dataset, folder.below(name))
         return self.db.execute("SELECT 1 FROM persisted WHERE dataset = ? AND path = ?", key).fetchone() is not None
 
-    def changed(self, folder: Folder, links: int = 0) -> None:
-        """Entries of a directory have changed. ``links``: directories that it has more."""
+    def changed(self, folder: Folder, links: int = 0) -> tuple[int, int]:
+        """Entries of a directory have changed; its mode and gid. ``links``: directories that it has more."""
         self.copy_up_folder(folder)
-        self.db.execute(
-            "UPDATE inodes SET mtime_ns = ?1, ctime_ns = ?1, nlink = nlink + ?2 WHERE ino = ?3",
+        row = self.db.execute(
+            "UPDATE inodes SET mtime_ns = ?1, ctime_ns = ?1, nlink = nlink + ?2 WHERE ino = ?3 RETURNING mode, gid",
             (self.now_ns, links, folder.ino),
-        )
+        ).fetchone()
         self.touch(folder)
+        return row[0], row[1]
 
     def touch(self, folder: Folder) -> None:
         """What the manifest of a directory shows has changed."""

@@ -6,7 +6,7 @@ import errno
 import stat
 from itertools import islice
 
-from raycache.core.inode import NLINK_MAX, Attr, Name, Place, split_ino
+from raycache.core.inode import NLINK_MAX, Attr, Name, Place, directory_ino, split_ino
 from raycache.errors import Exists, InvalidInput, IsADirectory, NotADirectory, NotEmpty, NotFound, Refused
 from raycache.meta import journal
 from raycache.meta.inodes import Folder, Inodes, check_name, where
@@ -73,8 +73,9 @@ def make(
     """Make an inode with a name that is free."""
     now_ns, size_bytes = tree.now_ns, size_bytes or len(target or b"")
     mtime_ns = now_ns if mtime_ns is None else mtime_ns
+    above, above_gid = tree.changed(folder)
+    gid = above_gid if above & stat.S_ISGID else gid
     attr = Attr(tree.new_ino(), mode, 1, uid, gid, size_bytes, now_ns, mtime_ns, now_ns, rdev, 1)
-    tree.changed(folder)
     tree.insert(folder.dataset, attr, target)
     tree.put_entry(folder, name, attr.ino)
     return attr
@@ -88,9 +89,11 @@ def make_folder(tree: Inodes, folder: Folder, name: bytes, mode: int, uid: int, 
     """Make a directory. Raises Exists."""
     must_be_free(tree, folder, name)
     now_ns, path = tree.now_ns, folder.below(name)
-    tree.changed(folder, links=1)
+    above, above_gid = tree.changed(folder, links=1)
+    if above & stat.S_ISGID:  # its group is that of all below it
+        mode, gid = mode | stat.S_ISGID, above_gid
     dir_id = tree.new_folder(folder.dataset, path)
-    attr = Attr(dir_id << 32, stat.S_IFDIR | stat.S_IMODE(mode), 2, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0)
+    attr = Attr(directory_ino(dir_id), stat.S_IFDIR | stat.S_IMODE(mode), 2, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0)
     tree.insert(folder.dataset, attr)
     tree.put_entry(folder, name, attr.ino)
     tree.touch(tree.folder(dir_id))
