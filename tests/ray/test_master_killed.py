@@ -13,6 +13,7 @@ import pytest
 
 from raycache.actors.cluster import Cluster
 from raycache.config import load_settings
+from raycache.core.inode import NOREPLACE, Verb
 from raycache.errors import ClusterUnavailable
 
 KILLS = 2
@@ -57,6 +58,39 @@ def test_every_acknowledged_change_is_there_and_was_made_once(cache: Any, tmp_pa
         assert names == {b"first", *(b"new-%d" % number for number in range(rounds))}
     assert {dataset.root_id for dataset in cache.master.datasets()} == set(roots.values())
     assert cache.master.changes(0)[0] == SOURCES * rounds
+
+
+def test_every_acknowledged_verb_upon_the_tree_was_done_once(cache: Any, tmp_path: Path) -> None:
+    (tmp_path / "listed").write_text("1")
+    cache.master.attach(str(tmp_path), "data", {})
+    tree, root = cache.master.tree, ("data", "")
+    done, killed = threading.Event(), set()
+
+    def kill() -> None:
+        while len(killed) < KILLS:
+            pid = cache.master.status()["pid"]
+            time.sleep(0.1 + 0.13 * len(killed))
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        done.set()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rounds, answers = 0, []
+    while not done.is_set() or rounds < 5:
+        # Each would fail if it were done a second time.
+        tree.mkdir(root, b"dir", 0o755, 0, 0)
+        verbs = [Verb("mknod", (("data", "dir"), b"%d" % n, 0o100644, 0, 0, 0), f"{rounds}-{n}") for n in range(50)]
+        answers += tree.apply(verbs)
+        tree.rename(root, b"dir", root, b"round-%d" % rounds, NOREPLACE)
+        rounds += 1
+    killer.join(30)
+    assert len(killed) == KILLS
+    assert len({attr.ino for attr in answers}) == 50 * rounds
+    assert [one.name for one in tree.readdir(root, b"", 10_000)] == sorted(
+        [b"listed", *(b"round-%d" % number for number in range(rounds))]
+    )
+    assert sum(len(tree.readdir(("data", f"round-{number}"), b"", 100)) for number in range(rounds)) == 50 * rounds
 
 
 def test_a_master_that_is_gone_for_good_is_an_error_at_once(cache: Any) -> None:
