@@ -69,6 +69,8 @@ class Outcome(NamedTuple):
     error: str = ""
     content: Content | None = None
     """Of a put that is done: what was put."""
+    mark: str = ""
+    """Of a put that is done: that of its attempt."""
 
 
 class Trouble(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from raycache.core.inode import MOUNT_OWNER, Attr, Content, Extent, Place, Segment, split_ino
 from raycache.core.values import Failed
 from raycache.errors import Changed, Exists, InvalidInput, IsADirectory, NotADirectory
+from raycache.meta import journal
 from raycache.meta.extents import check_content, cut_content, read_content, write_content
 from raycache.meta.inodes import Folder, Inodes, check_name, where
 from raycache.meta.naming import make, make_folder
@@ -61,6 +62,7 @@ def _rewrite(
     tree: Inodes, attr: Attr, content: Content, segments: Sequence[Segment], mtime_ns: int, write_type: str
 ) -> Attr:
     """Give a file that has rows other contents."""
+    content = journal.freshened(tree.db, tree.dataset_of(attr.ino), attr.ino, content)
     names = tree.names(attr.ino)
     base_etags = [tree.source_etag(*name) for name in names]
     write_content(tree.db, attr.ino, content, segments, is_new=False)
@@ -109,6 +111,7 @@ def put(
         _must_be_file(where(folder, name), found)
         return _rewrite(tree, tree.copy_up(found.ino), content, segments, mtime_ns, write_type)
     check_name(name)
+    content = journal.freshened(tree.db, folder.dataset, 0, content)
     base_etag = tree.source_etag(folder, name)
     attr = make(
         tree, folder, name, stat.S_IFREG | stat.S_IMODE(mode), MOUNT_OWNER, MOUNT_OWNER,

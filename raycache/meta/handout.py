@@ -427,7 +427,9 @@ def _note_done(db: Connection, row: _Row, outcome: Outcome) -> None:
 
 
 def _note_put(db: Connection, row: _Row, outcome: Outcome, content: Content) -> None:
-    attempt = row.attempts[-1]
+    attempt = next((each for each in row.attempts if each.mark == outcome.mark), None)
+    if attempt is None:
+        return  # heard before: the answer to that was lost
     db.execute(
         "INSERT OR REPLACE INTO persisted (dataset, path, ino, version, etag) VALUES (?, ?, ?, ?, ?)",
         (row.dataset, row.path, attempt.ino, attempt.version, outcome.etag),

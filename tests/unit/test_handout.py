@@ -36,7 +36,8 @@ class Worker:
 
     def outcome(self, path: str, result: str = DONE, etag: str = "", error: str = "") -> Outcome:
         task = self.at["data", path]
-        return Outcome(task.seq, "data", path, result, etag, error, task.content if result == DONE else None)
+        put = task.content if result == DONE else None
+        return Outcome(task.seq, "data", path, result, etag, error, put, task.tried[-1].mark if task.tried else "")
 
     def done(self, *paths: str) -> list[Outcome]:
         return [self.outcome(path, etag=f"put-{path}") for path in paths]

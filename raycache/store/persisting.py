@@ -1,0 +1,184 @@
+"""Bringing what was written to its source: a worker's threads that ask the master for work, do it, and say what became
+of it.
+
+One thread talks to the master: it tells what is done, what is under way, and how much more there is room for. The
+others do one task each. So that none of them waits for the next call, twice as many tasks are held as there are
+threads.
+
+What was handed out and has not begun LEASE_S later is given back: the master may have given it to another worker.
+
+Threading: as above. Bounds: tasks held by twice ``concurrency``.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from raycache.core.persisting import LATER, REFUSED, Outcome, Task
+from raycache.core.scheduling import THREADS, Scheduler
+from raycache.errors import AccessDenied, RaycacheError, Unavailable
+from raycache.store.carrying import ReadExtents, carry_out
+from raycache.ufs.sources import Sources
+
+IDLE_S = 0.5
+"""How often the master is asked when there was nothing to do."""
+AWAY_S = 2.0
+"""Pause after the master did not answer."""
+LEASE_S = 20.0
+"""How long what was handed out may wait for its turn; well below the lease that the master gives."""
+ERROR_MAX = 500
+_log = logging.getLogger("raycache.store")
+
+
+class Exchange(Protocol):
+    """See meta.handout.Handout.exchange."""
+
+    def __call__(
+        self,
+        worker_id: str,
+        process: str,
+        turn: int,
+        outcomes: Sequence[Outcome],
+        under_way: Sequence[tuple[str, str]],
+        want: int,
+    ) -> list[Task]: ...
+
+
+class Persister:
+    """See the module. ``start`` before use, ``stop`` after."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        sources: Sources,
+        read: ReadExtents,
+        concurrency: int,
+        scheduler: Scheduler = THREADS,
+        fresh: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        """``concurrency``: tasks done at once."""
+        self.worker_id = ""
+        """As the master knows this worker; nothing is asked for before it is known."""
+        self._exchange = exchange
+        self._sources = sources
+        self._read = read
+        self._concurrency = concurrency
+        self._scheduler = scheduler
+        self._process = fresh()
+        self._turn = 0
+        self._lock = scheduler.lock()
+        self._work = scheduler.condition(self._lock)
+        self._talk = scheduler.condition(self._lock)
+        self._waiting: deque[tuple[float, Task]] = deque()
+        self._under_way: dict[tuple[str, str], int] = {}
+        """What was begun, and how often: one that is given back may come again."""
+        self._outcomes: list[Outcome] = []
+        self._done, self._done_bytes, self._failed = 0, 0, 0
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._scheduler.spawn(self._talk_to_master, "persist")
+        for number in range(self._concurrency):
+            self._scheduler.spawn(self._do_tasks, f"persist-{number}")
+
+    def stop(self) -> None:
+        """End the threads, with what they are at."""
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+            self._talk.notify_all()
+
+    def status(self) -> dict[str, Any]:
+        """Figures for ``raycache status``."""
+        with self._lock:
+            return {
+                "concurrency": self._concurrency,
+                "under_way": len(self._under_way),
+                "done": self._done,
+                "done_bytes": self._done_bytes,
+                "failed": self._failed,
+            }
+
+    def _talk_to_master(self) -> None:
+        pause_s = 0.0
+        while True:
+            with self._lock:
+                if pause_s:
+                    self._talk.wait_for(lambda: self._stopping or bool(self._outcomes), pause_s)
+                if self._stopping:
+                    return
+            if not self.worker_id:
+                pause_s = IDLE_S
+                continue
+            try:
+                pause_s = IDLE_S if self._talk_once() else 0.0
+            except RaycacheError as error:
+                _log.warning("the master cannot be asked what is to be persisted: %s", error)
+                self._scheduler.sleep(AWAY_S)
+            except Exception:  # noqa: BLE001 - the thread must outlive whatever one call brings
+                _log.exception("cannot ask what is to be persisted")
+                self._scheduler.sleep(AWAY_S)
+
+    def _talk_once(self) -> bool:
+        """One call; whether there is nothing to say before something is done, or some time is over."""
+        now = self._scheduler.monotonic()
+        with self._lock:
+            while self._waiting and self._waiting[0][0] < now - LEASE_S:
+                self._waiting.popleft()
+            outcomes, self._outcomes = self._outcomes, []
+            held = [task.key for _, task in self._waiting]
+            want = 2 * self._concurrency - len(held) - len(self._under_way)
+            self._turn += 1
+            turn, under_way = self._turn, [*held, *self._under_way]
+        try:
+            tasks = self._exchange(self.worker_id, self._process, turn, outcomes, under_way, max(0, want))
+        except BaseException:
+            with self._lock:
+                self._outcomes = outcomes + self._outcomes  # told with the next call
+            raise
+        with self._lock:
+            self._waiting.extend((now, task) for task in tasks)
+            self._work.notify_all()
+            return not self._outcomes
+
+    def _do_tasks(self) -> None:
+        while True:
+            with self._lock:
+                while not self._stopping and not self._waiting:
+                    self._work.wait()
+                if self._stopping:
+                    return
+                at, task = self._waiting.popleft()
+                if at < self._scheduler.monotonic() - LEASE_S or task.key in self._under_way:
+                    continue  # given back
+                self._under_way[task.key] = task.seq
+            outcome = self._do(task)
+            with self._lock:
+                del self._under_way[task.key]
+                self._outcomes.append(outcome)
+                self._count(task, outcome)
+                self._talk.notify_all()
+
+    def _count(self, task: Task, outcome: Outcome) -> None:
+        if outcome.error:
+            self._failed += 1
+        else:
+            self._done += 1
+            self._done_bytes += task.content.size_bytes if task.content is not None else 0
+
+    def _do(self, task: Task) -> Outcome:
+        about = (task.seq, task.dataset, task.path)
+        try:
+            outcome = self._sources.call(task.dataset, partial(carry_out, task, read=self._read))
+        except (AccessDenied, Unavailable) as error:
+            outcome = Outcome(*about, LATER if isinstance(error, Unavailable) else REFUSED, error=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the row must say so and the thread go on
+            _log.exception("cannot persist %s of dataset %s", task.path, task.dataset)
+            outcome = Outcome(*about, REFUSED, error=f"{type(error).__name__}: {error}")
+        return outcome._replace(error=outcome.error[:ERROR_MAX])
