@@ -14,6 +14,7 @@ REFUSED = "refused"
 """It will fail again unless somebody does something: tried again, seldom, and nothing waits for it."""
 CONFLICT = "conflict"
 """The source has something that was put there by others: not tried again until somebody decides."""
+KEPT = "kept"
 TROUBLES_MAX = 20
 """Most paths that a report names."""
 
@@ -40,13 +41,14 @@ class Task(NamedTuple):
     path: str
     """Inside the dataset."""
     kind: str
-    """put, delete, mkdir or rmdir; all but put begin by deleting the file that is known to be there."""
+    """put, delete, mkdir, rmdir or keep. All but put and keep begin by deleting the file that is known to be there.
+    keep changes nothing: what the source has there is to be kept in a segment, as files here are made of it."""
     base_etag: str
     """The version that the source has there as far as is known; empty: none."""
     tried: tuple[Attempt, ...] = ()
     """What may be there instead; of a put, the last one is about this task."""
     content: Content | None = None
-    """Of a put."""
+    """Of a put; of keep: ranges of the file that is there, ``at`` their offset in it."""
     origin: tuple[str, str] | None = None
     """Path and version of a file in the source that has the same bytes."""
 
@@ -68,9 +70,9 @@ class Outcome(NamedTuple):
     """Done: the version that the source has now, empty for none. A conflict: the one that is in the way."""
     error: str = ""
     content: Content | None = None
-    """Of a put that is done: what was put."""
+    """Of a put that is done: what was put; of keep: the same ranges, and where in a segment they are."""
     mark: str = ""
-    """Of a put that is done: that of its attempt."""
+    """Of a put that is done: that of its attempt; of keep: ``KEPT``."""
 
 
 class Trouble(NamedTuple):
@@ -108,26 +110,42 @@ class Behind(NamedTuple):
 def relocated(extents: Iterable[Extent], put: Content, path: str, etag: str) -> list[Extent]:
     """The same bytes, now that ``put`` is a file in the source: extents of other objects that it was made of lie in
     that file too, and may not be anywhere else any more."""
-    known: dict[tuple[str, str], list[Extent]] = {}
-    for extent in put.extents:
-        if extent.path:
-            known.setdefault((extent.path, extent.etag), []).append(extent)
+    copies = [
+        (each.path, each.etag, each.offset, Extent(0, each.length, offset=each.at, path=path, etag=etag))
+        for each in put.extents
+        if each.path
+    ]
+    return _replaced(extents, copies)
+
+
+def kept(extents: Iterable[Extent], path: str, etag: str, segments: Content) -> list[Extent]:
+    """The same bytes, now that ranges of an object of the source are in segments too; ``at``: their offset in it."""
+    return _replaced(extents, [(path, etag, each.at, each) for each in segments.extents])
+
+
+def _replaced(extents: Iterable[Extent], copies: Iterable[tuple[str, str, int, Extent]]) -> list[Extent]:
+    """Extents of objects, where they are copied: path, version and offset of what was copied, and where that is."""
+    known: dict[tuple[str, str], list[tuple[int, Extent]]] = {}
+    for path, etag, offset, copy in copies:
+        known.setdefault((path, etag), []).append((offset, copy))
     found: list[Extent] = []
     for extent in extents:
-        found.extend(_relocated(extent, known.get((extent.path, extent.etag), ()), path, etag))
+        some = known.get((extent.path, extent.etag), ()) if extent.path else ()
+        found.extend(_pieces(extent, sorted(some)) if some else [extent])
     return found
 
 
-def _relocated(extent: Extent, known: Iterable[Extent], path: str, etag: str) -> Iterator[Extent]:
+def _pieces(extent: Extent, copies: Iterable[tuple[int, Extent]]) -> Iterator[Extent]:
+    """An extent in pieces, each where it is copied, else as it is."""
     done, stop = extent.offset, extent.offset + extent.length
-    for each in sorted(known, key=lambda one: one.offset):
-        start, end = max(done, each.offset), min(stop, each.offset + each.length)
+    for offset, copy in copies:
+        start, end = max(done, offset), min(stop, offset + copy.length)
         if start >= end:
             continue
         if start > done:
             yield extent._replace(at=extent.at + done - extent.offset, length=start - done, offset=done)
         at = extent.at + start - extent.offset
-        yield Extent(at, end - start, offset=each.at + start - each.offset, path=path, etag=etag)
+        yield copy._replace(at=at, length=end - start, offset=copy.offset + start - offset)
         done = end
     if done < stop:
         yield extent._replace(at=extent.at + done - extent.offset, length=stop - done, offset=done)

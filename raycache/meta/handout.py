@@ -9,7 +9,8 @@ the lease goes on. What a call was told and never heard is free again with its n
 gone, with its successor's first or at the end of the lease. So a row may be at two workers at once, and each put says
 what it expects to find: the mark of a put tells a worker that what it finds is its own.
 
-Nothing is put over, or deleted from, a source that other files still take bytes from.
+Nothing is put over, or deleted from a source, that files here take bytes from: it waits for files that are to be put
+from there, and for all others, that file itself included, a worker is told to keep these bytes in a segment first.
 
 Threading: safe; the catalog does one transaction at a time. Calls that wait hold no lock.
 """
@@ -17,7 +18,6 @@ Threading: safe; the catalog does one transaction at a time. Calls that wait hol
 from __future__ import annotations
 
 import json
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,30 +25,27 @@ from heapq import merge
 from itertools import islice
 from random import Random
 from sqlite3 import Connection
-from typing import NamedTuple
 
-from raycache.core.inode import Content, Place
+from raycache.core.inode import Place
 from raycache.core.persisting import (
     CONFLICT,
     DONE,
     LATER,
     REFUSED,
-    Attempt,
     Behind,
     Outcome,
     Task,
-    relocated,
 )
 from raycache.meta.behind import behind, matching
 from raycache.meta.catalog import Catalog
-from raycache.meta.extents import read_content, replace_extents
+from raycache.meta.journal import note_gone
+from raycache.meta.settling import note_done
+from raycache.meta.tasks import COLUMNS, Row, is_there, keep_task, needed_by, raw, task_of, text, waits_for
 
 LEASE_NS = 60 * 10**9
 """How long a worker may be silent and keep what it is at; it calls every second or so."""
 AWAY_NS = 30 * 10**9
 """A worker that has not called for so long is away: nothing waits for what only it can do."""
-ATTEMPTS_MAX = 16
-"""Versions remembered of one path that may have got to the source unheard; only changes while it is away add one."""
 BACKOFF_NS, BACKOFF_MAX_NS = 500_000_000, 30 * 10**9
 """Pause after a first failure, doubled with each further one."""
 WAIT_MAX_S = 5.0
@@ -56,28 +53,6 @@ WAIT_MAX_S = 5.0
 _SCANNED = 20_000
 """Rows looked at for one call, most of which cannot go yet."""
 _RUNS = (("put", "mkdir"), ("delete",), ("rmdir",))
-_ROW = "seq, dataset, path, kind, ino, version, base_etag, tried, tries, not_before_ns, lease"
-
-
-class _Row(NamedTuple):
-    """A row of ``pending``."""
-
-    seq: int
-    dataset: str
-    path: bytes
-    kind: str
-    ino: int | None
-    version: int | None
-    base_etag: str | None
-    tried: str
-    tries: int
-    not_before_ns: int
-    lease: str
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        """Of the puts, which may be there."""
-        return tuple(Attempt(*each) for each in json.loads(self.tried or "[]"))
 
 
 class Handout:
@@ -133,15 +108,15 @@ class Handout:
     def _settle(self, db: Connection, lease: str, outcomes: Sequence[Outcome], now_ns: int) -> None:
         failing: dict[str, bool] = {}
         for outcome in outcomes:
-            key = (outcome.dataset, _raw(outcome.path))
-            row = db.execute(f"SELECT {_ROW} FROM pending WHERE dataset = ? AND path = ?", key).fetchone()
-            if row is None or _Row._make(row).lease != lease:
+            key = (outcome.dataset, raw(outcome.path))
+            row = db.execute(f"SELECT {COLUMNS} FROM pending WHERE dataset = ? AND path = ?", key).fetchone()
+            if row is None or Row._make(row).lease != lease:
                 continue  # its dataset was removed, or somebody else has it by now
             if outcome.result == DONE:
-                _note_done(db, _Row._make(row), outcome)
+                note_done(db, Row._make(row), outcome, lease.partition(":")[0])
                 failing[outcome.dataset] = False
             else:
-                self._note_failed(db, _Row._make(row), outcome, now_ns)
+                self._note_failed(db, Row._make(row), outcome, now_ns)
                 if outcome.result == LATER:
                     failing.setdefault(outcome.dataset, True)
         for dataset, is_failing in failing.items():
@@ -151,7 +126,7 @@ class Handout:
                 count = self._pauses.get(dataset, (0, 0))[0] + 1
                 self._pauses[dataset] = (count, now_ns + self._backoff_ns(count))
 
-    def _note_failed(self, db: Connection, row: _Row, outcome: Outcome, now_ns: int) -> None:
+    def _note_failed(self, db: Connection, row: Row, outcome: Outcome, now_ns: int) -> None:
         if row.seq != outcome.seq:  # changed meanwhile: the next try is about something else
             db.execute("UPDATE pending SET lease = '', not_before_ns = 0 WHERE seq = ?", (row.seq,))
             return
@@ -191,16 +166,42 @@ class Handout:
     ) -> list[Task]:
         found: list[Task] = []
         while len(found) < room:
-            was_set_aside = False
+            is_other = False
             for row in _due(db, dataset, worker_id, now_ns, 2 * room):
                 if len(found) < room and not (row.kind == "rmdir" and _has_below(db, row)):
-                    if self._set_aside_needed(db, row, now_ns):
-                        was_set_aside = True
-                    elif (task := _hand_out(db, row, lease, now_ns)) is not None:
-                        found.append(task)
-            if found or not was_set_aside:
+                    task, is_settled = self._hand_out(db, row, lease, now_ns)
+                    found += [task] if task is not None else []
+                    is_other |= is_settled
+            if found or not is_other:
                 break  # else what has waited for it may go
         return found
+
+    def _hand_out(self, db: Connection, row: Row, lease: str, now_ns: int) -> tuple[Task | None, bool]:
+        """The task of a row, if it can be had now; and whether others need not wait for the row any more."""
+        if is_there(db, row):
+            db.execute("DELETE FROM pending WHERE seq = ?", (row.seq,))
+            return None, True
+        needed = needed_by(db, row)
+        first = waits_for(db, row, needed)
+        if first is not None:
+            if first.aside:
+                self._set_aside(db, row, f"waits for {text(first.path)}, which has bytes from here", now_ns)
+            return None, first.aside
+        task = keep_task(row, needed) if needed else task_of(db, row, now_ns)
+        if row.base_etag and not needed:
+            note_gone(db, row.dataset, row.path, row.base_etag, row.ino)
+        tried = json.dumps(task.tried) if task.tried else row.tried
+        db.execute(
+            "UPDATE pending SET lease = ?, not_before_ns = ?, tried = ? WHERE seq = ?",
+            (lease, now_ns + LEASE_NS, tried, row.seq),
+        )
+        return task, False
+
+    def _set_aside(self, db: Connection, row: Row, error: str, now_ns: int) -> None:
+        db.execute(
+            "UPDATE pending SET aside = 1, tries = tries + 1, not_before_ns = ?, error = ? WHERE seq = ?",
+            (now_ns + self._backoff_ns(row.tries + 1), error, row.seq),
+        )
 
     def _set_aside_away(self, db: Connection, now_ns: int) -> None:
         """Nothing waits for what only a worker can do that is away."""
@@ -214,16 +215,6 @@ class Handout:
                     " WHERE worker_id = ? AND aside = 0",
                     (worker_id,),
                 )
-
-    def _set_aside_needed(self, db: Connection, row: _Row, now_ns: int) -> bool:
-        """Set aside what would take bytes away that other files are made of."""
-        needed = _needed_by(db, row)
-        if needed:
-            db.execute(
-                "UPDATE pending SET aside = 1, tries = tries + 1, not_before_ns = ?, error = ? WHERE seq = ?",
-                (now_ns + self._backoff_ns(row.tries + 1), needed, row.seq),
-            )
-        return bool(needed)
 
     # Everybody else.
 
@@ -278,24 +269,6 @@ def _hurry(db: Connection, place: Place) -> None:
         )
 
 
-def _hand_out(db: Connection, row: _Row, lease: str, now_ns: int) -> Task | None:
-    """The task of a row, which is leased from now on; None where there is nothing to do any more."""
-    attempts, content, origin = row.attempts, None, None
-    if row.kind == "put":
-        inode = db.execute("SELECT version, size_bytes FROM inodes WHERE ino = ?", (row.ino,)).fetchone()
-        if inode is None:
-            db.execute("DELETE FROM pending WHERE seq = ?", (row.seq,))
-            return None
-        content = read_content(db, row.ino or 0, inode[1])
-        origin = _origin(db, row, inode[0], content)
-        attempts = _with_attempt(attempts, (row.ino or 0, *inode), now_ns, origin)
-    db.execute(
-        "UPDATE pending SET lease = ?, not_before_ns = ?, tried = ? WHERE seq = ?",
-        (lease, now_ns + LEASE_NS, json.dumps(attempts) if attempts else "", row.seq),
-    )
-    return Task(row.seq, row.dataset, _text(row.path), row.kind, row.base_etag or "", attempts, content, origin)
-
-
 def _free_others(db: Connection, worker_id: str, lease: str) -> None:
     """What earlier processes of a worker were at: they are gone, as it is there."""
     db.execute(
@@ -306,7 +279,7 @@ def _free_others(db: Connection, worker_id: str, lease: str) -> None:
 
 def _renew(db: Connection, lease: str, under_way: Sequence[tuple[str, str]], now_ns: int) -> None:
     """Prolong what a process is at; what it was given and does not know of is free again."""
-    at = {(dataset, _raw(path)) for dataset, path in under_way}
+    at = {(dataset, raw(path)) for dataset, path in under_way}
     for seq, dataset, path, until_ns in db.execute(
         "SELECT seq, dataset, path, not_before_ns FROM pending WHERE lease = ?", (lease,)
     ).fetchall():
@@ -316,7 +289,7 @@ def _renew(db: Connection, lease: str, under_way: Sequence[tuple[str, str]], now
             db.execute("UPDATE pending SET not_before_ns = ? WHERE seq = ?", (now_ns + LEASE_NS, seq))
 
 
-def _due(db: Connection, dataset: str, worker_id: str, now_ns: int, count: int) -> list[_Row]:
+def _due(db: Connection, dataset: str, worker_id: str, now_ns: int, count: int) -> list[Row]:
     """Rows that a worker may have now, in order, about ``count``; those that were set aside last."""
     first = {
         kind: db.execute(
@@ -327,7 +300,7 @@ def _due(db: Connection, dataset: str, worker_id: str, now_ns: int, count: int) 
     }
     begins = [min((first[kind] for kind in kinds if first[kind]), default=None) for kinds in _RUNS]
     order = sorted((begin, number) for number, begin in enumerate(begins) if begin is not None)
-    found: list[_Row] = []
+    found: list[Row] = []
     if order:
         stop = order[1][0] if len(order) > 1 else 1 << 62
         rows = [
@@ -343,23 +316,23 @@ def _due(db: Connection, dataset: str, worker_id: str, now_ns: int, count: int) 
             if len(found) >= count:
                 break
     aside = db.execute(
-        f"SELECT {_ROW} FROM pending WHERE dataset = ? AND aside != 0 AND conflict = 0 AND not_before_ns <= ?"
+        f"SELECT {COLUMNS} FROM pending WHERE dataset = ? AND aside != 0 AND conflict = 0 AND not_before_ns <= ?"
         " AND worker_id IN ('', ?) ORDER BY not_before_ns LIMIT 16",
         (dataset, now_ns, worker_id),
     ).fetchall()
-    return found + [_Row._make(row) for row in aside]
+    return found + [Row._make(row) for row in aside]
 
 
-def _scan(db: Connection, dataset: str, kind: str, worker_id: str, stop: int) -> Iterator[_Row]:
+def _scan(db: Connection, dataset: str, kind: str, worker_id: str, stop: int) -> Iterator[Row]:
     rows = db.execute(
-        f"SELECT {_ROW} FROM pending WHERE dataset = ? AND kind = ? AND worker_id = ? AND conflict = 0 AND seq < ?"
+        f"SELECT {COLUMNS} FROM pending WHERE dataset = ? AND kind = ? AND worker_id = ? AND conflict = 0 AND seq < ?"
         " AND aside = 0 ORDER BY seq",
         (dataset, kind, worker_id, stop),
     )
-    return map(_Row._make, rows)
+    return map(Row._make, rows)
 
 
-def _has_below(db: Connection, row: _Row) -> bool:
+def _has_below(db: Connection, row: Row) -> bool:
     """Whether something is to go, or to come, in a directory that is to go."""
     return (
         db.execute(
@@ -368,94 +341,3 @@ def _has_below(db: Connection, row: _Row) -> bool:
         ).fetchone()
         is not None
     )
-
-
-def _needed_by(db: Connection, row: _Row) -> str:
-    """Which file takes bytes from what a row would put over or delete, as a message; empty: none."""
-    if not row.base_etag:
-        return ""
-    other = db.execute(
-        "SELECT e.ino FROM extents e JOIN inodes i USING (ino) WHERE e.path = ? AND e.etag = ? AND i.dataset = ?"
-        " AND e.ino IS NOT ? LIMIT 1",
-        (row.path, row.base_etag, row.dataset, row.ino),
-    ).fetchone()
-    return (
-        f"file {other[0]} takes bytes from what the source has there, and is not in the source itself" if other else ""
-    )
-
-
-def _origin(db: Connection, row: _Row, version: int, content: Content) -> tuple[str, str] | None:
-    """Where the source has the same bytes under another path."""
-    put = db.execute(
-        "SELECT path, etag FROM persisted WHERE ino = ? AND version = ? AND dataset = ? AND path != ?",
-        (row.ino, version, row.dataset, row.path),
-    ).fetchone()
-    if put is not None:
-        return _text(put[0]), put[1]
-    if len(content.extents) == 1:
-        (extent,) = content.extents
-        if extent.path and extent.offset == 0 and extent.etag:
-            return extent.path, extent.etag
-    return None
-
-
-def _with_attempt(
-    attempts: tuple[Attempt, ...], about: tuple[int, int, int], now_ns: int, origin: tuple[str, str] | None
-) -> tuple[Attempt, ...]:
-    """The attempts, of which the last one is about this number, version and size; as it was where it is there."""
-    mine = next((each for each in attempts if (each.ino, each.version) == about[:2]), None)
-    others = tuple(each for each in attempts if each is not mine)
-    mark, since_ns = (mine.mark, mine.since_ns) if mine else (secrets.token_hex(8), now_ns)
-    return (*others, Attempt(mark, *about, since_ns, origin[1] if origin else ""))[-ATTEMPTS_MAX:]
-
-
-def _note_done(db: Connection, row: _Row, outcome: Outcome) -> None:
-    """The source has what a row said; or what it said when it was handed out, if it has changed since."""
-    key = (row.dataset, row.path)
-    if outcome.content is not None:
-        _note_put(db, row, outcome, outcome.content)
-    else:
-        db.execute("DELETE FROM persisted WHERE dataset = ? AND path = ?", key)
-    if row.seq == outcome.seq:
-        db.execute("DELETE FROM pending WHERE seq = ?", (row.seq,))
-        return
-    db.execute(
-        "UPDATE pending SET lease = '', not_before_ns = 0, tries = 0, tried = '', error = '', base_etag = ?"
-        " WHERE seq = ?",
-        (outcome.etag, row.seq),
-    )
-
-
-def _note_put(db: Connection, row: _Row, outcome: Outcome, content: Content) -> None:
-    attempt = next((each for each in row.attempts if each.mark == outcome.mark), None)
-    if attempt is None:
-        return  # heard before: the answer to that was lost
-    db.execute(
-        "INSERT OR REPLACE INTO persisted (dataset, path, ino, version, etag) VALUES (?, ?, ?, ?, ?)",
-        (row.dataset, row.path, attempt.ino, attempt.version, outcome.etag),
-    )
-    # What the file was made of in the source may be gone: it was put over, or will be deleted now.
-    inos = {attempt.ino}
-    if row.base_etag:
-        inos.update(
-            ino
-            for (ino,) in db.execute(
-                "SELECT DISTINCT e.ino FROM extents e JOIN inodes i USING (ino)"
-                " WHERE e.path = ? AND e.etag = ? AND i.dataset = ?",
-                (row.path, row.base_etag, row.dataset),
-            )
-        )
-    for ino in inos:
-        inode = db.execute("SELECT size_bytes FROM inodes WHERE ino = ?", (ino,)).fetchone()
-        if inode is not None:
-            old = read_content(db, ino, inode[0]).extents
-            if any(extent.path for extent in old):
-                replace_extents(db, ino, relocated(old, content, outcome.path, outcome.etag))
-
-
-def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")

@@ -12,8 +12,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
-from raycache.core.inode import Content, Extent
+from raycache.core.inode import Content, Extent, pieces
 from raycache.errors import Changed
+from raycache.meta.extents import read_content
 
 _MOST = (
     "SELECT worker_id FROM extents JOIN segments USING (segment) WHERE ino = ?"
@@ -23,6 +24,8 @@ _MOST = (
 CALM_NS = 10**9
 """How long after a path began to be behind it is left alone: many are written under one name and moved to another, and
 what has gone by then never was in the source."""
+GONE_MAX = 100_000
+"""Objects that are gone, remembered for writers that began before."""
 _NOW_NS = "CAST((julianday('now') - 2440587.5) * 86400e9 AS INTEGER)"
 
 
@@ -124,22 +127,43 @@ def _replace(
 
 
 def freshened(db: sqlite3.Connection, dataset: str, ino: int, content: Content) -> Content:
-    """Contents that are about to be committed, in which extents of objects that this file was put over in the meantime
-    lie in what was put; part of a transaction.
+    """Contents that are about to be committed, without references to objects that are gone; part of a transaction,
+    before anything of it is written.
 
-    Who writes into a file of the source refers to the version that was there when it began. Raises Changed for one
-    that another file was put over.
+    Who writes into a file refers to what it was made of when the writing began. Where that has been put over meanwhile,
+    it has been kept, or put, and the file has it at the same place. Raises Changed for bytes of another file.
     """
     found: list[Extent] = []
     for extent in content.extents:
-        row = None
-        if extent.path:
-            find = "SELECT ino, etag FROM persisted WHERE dataset = ? AND path = ?"
-            row = db.execute(find, (dataset, extent.path.encode("utf-8", "surrogateescape"))).fetchone()
-        if row is None or row[1] == extent.etag:
+        gone = (
+            extent.path
+            and db.execute(
+                "SELECT ino FROM gone WHERE dataset = ? AND path = ? AND etag = ?",
+                (dataset, extent.path.encode("utf-8", "surrogateescape"), extent.etag),
+            ).fetchone()
+        )
+        if not gone:
             found.append(extent)
-        elif row[0] == ino and extent.at == extent.offset:
-            found.append(extent._replace(etag=row[1], row=0))
-        else:
-            raise Changed(f"{extent.path} was replaced in the source by another file; read it again")
+            continue
+        now = _now_at(db, ino, extent) if ino in (gone[0], extent.row) else None
+        if now is None:
+            raise Changed(f"{extent.path}: the bytes that were asked for are being put over; read them again")
+        found.extend(now)
     return Content(content.size_bytes, tuple(found))
+
+
+def note_gone(db: sqlite3.Connection, dataset: str, path: bytes, etag: str, ino: int | None) -> None:
+    """An object is about to be put over or deleted; nothing refers to it. Part of a transaction."""
+    if ino is None:
+        row = db.execute("SELECT ino FROM persisted WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
+        ino = row[0] if row else None
+    db.execute("INSERT OR IGNORE INTO gone (dataset, path, etag, ino) VALUES (?, ?, ?, ?)", (dataset, path, etag, ino))
+    db.execute("DELETE FROM gone WHERE number <= (SELECT max(number) FROM gone) - ?", (GONE_MAX,))
+
+
+def _now_at(db: sqlite3.Connection, ino: int, extent: Extent) -> list[Extent] | None:
+    """What a file has now where an extent is; None where it ends before."""
+    row = db.execute("SELECT size_bytes FROM inodes WHERE ino = ?", (ino,)).fetchone()
+    if row is None or row[0] < extent.at + extent.length:
+        return None
+    return pieces(read_content(db, ino, row[0]).extents, extent.at, extent.length)

@@ -242,6 +242,15 @@ CREATE TABLE persisted (                  -- what the source has of written file
     PRIMARY KEY (dataset, path)
 ) WITHOUT ROWID;
 CREATE INDEX persisted_by_ino ON persisted (ino); -- one row for each hard link
+
+CREATE TABLE gone (                       -- objects of sources that are put over or deleted; the newest are remembered
+    number  INTEGER PRIMARY KEY,          -- in the order in which workers were told to
+    dataset TEXT NOT NULL,                -- datasets.name
+    path    BLOB NOT NULL,                -- inside the dataset
+    etag    TEXT NOT NULL,                -- the version that is gone, or about to be: no new extent may refer to it
+    ino     INTEGER,                      -- the file whose bytes these were, where that is known
+    UNIQUE (dataset, path, etag)
+);
 INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
 """
 

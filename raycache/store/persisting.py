@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from raycache.core.persisting import LATER, REFUSED, Outcome, Task
+from raycache.core.inode import Content, Extent
+from raycache.core.persisting import DONE, KEPT, LATER, REFUSED, Outcome, Task
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.errors import AccessDenied, RaycacheError, Unavailable
-from raycache.store.carrying import ReadExtents, carry_out
+from raycache.core.values import Buffer
+from raycache.errors import RaycacheError, Unavailable
+from raycache.store.carrying import READ_BYTES, ReadExtents, carry_out
 from raycache.ufs.sources import Sources
 
 IDLE_S = 0.5
@@ -49,6 +51,18 @@ class Exchange(Protocol):
     ) -> list[Task]: ...
 
 
+class Keeper(Protocol):
+    """Segments of this worker: see store.segments.SegmentStore."""
+
+    def make(self) -> str: ...
+
+    def write(self, segment: str, offset: int, data: Buffer) -> None: ...
+
+    def sync(self, segment: str) -> None: ...
+
+    def release(self, segment: str, discard: bool = False) -> None: ...
+
+
 class Persister:
     """See the module. ``start`` before use, ``stop`` after."""
 
@@ -57,6 +71,7 @@ class Persister:
         exchange: Exchange,
         sources: Sources,
         read: ReadExtents,
+        keeper: Keeper,
         concurrency: int,
         scheduler: Scheduler = THREADS,
         fresh: Callable[[], str] = lambda: uuid.uuid4().hex,
@@ -67,6 +82,7 @@ class Persister:
         self._exchange = exchange
         self._sources = sources
         self._read = read
+        self._keeper = keeper
         self._concurrency = concurrency
         self._scheduler = scheduler
         self._process = fresh()
@@ -142,6 +158,10 @@ class Persister:
             with self._lock:
                 self._outcomes = outcomes + self._outcomes  # told with the next call
             raise
+        for outcome in outcomes:
+            if outcome.mark == KEPT and outcome.content is not None:
+                for segment in {extent.segment for extent in outcome.content.extents}:
+                    self._keeper.release(segment)  # the master knows of it now
         with self._lock:
             self._waiting.extend((now, task) for task in tasks)
             self._work.notify_all()
@@ -175,10 +195,33 @@ class Persister:
     def _do(self, task: Task) -> Outcome:
         about = (task.seq, task.dataset, task.path)
         try:
-            outcome = self._sources.call(task.dataset, partial(carry_out, task, read=self._read))
-        except (AccessDenied, Unavailable) as error:
+            if task.kind == "keep":
+                outcome = self._keep(task)
+            else:
+                outcome = self._sources.call(task.dataset, partial(carry_out, task, read=self._read))
+        except RaycacheError as error:
             outcome = Outcome(*about, LATER if isinstance(error, Unavailable) else REFUSED, error=str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the row must say so and the thread go on
             _log.exception("cannot persist %s of dataset %s", task.path, task.dataset)
             outcome = Outcome(*about, REFUSED, error=f"{type(error).__name__}: {error}")
         return outcome._replace(error=outcome.error[:ERROR_MAX])
+
+    def _keep(self, task: Task) -> Outcome:
+        """Keep what files are made of that the source is about to lose. Raises NoSpace, Changed, Unavailable."""
+        assert task.content is not None
+        segment, end = self._keeper.make(), 0
+        found: list[Extent] = []
+        try:
+            for extent in task.content.extents:
+                found.append(extent._replace(segment=segment, offset=end, path="", etag="", row=0))
+                for start in range(0, extent.length, READ_BYTES):
+                    piece = extent._replace(offset=extent.offset + start, length=min(READ_BYTES, extent.length - start))
+                    (data,) = self._read(task.dataset, [piece])
+                    self._keeper.write(segment, end, data)
+                    end += piece.length
+            self._keeper.sync(segment)
+        except BaseException:  # whatever it was, nothing refers to the segment
+            self._keeper.release(segment, discard=True)
+            raise
+        content = Content(task.content.size_bytes, tuple(found))
+        return Outcome(task.seq, task.dataset, task.path, DONE, content=content, mark=KEPT)

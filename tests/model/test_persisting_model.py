@@ -23,7 +23,7 @@ import pytest
 
 from raycache.core.inode import EXCHANGE, Content, Extent, Segment, pieces
 from raycache.core.paths import parse_uri
-from raycache.core.persisting import Outcome, Task
+from raycache.core.persisting import DONE, KEPT, LATER, Outcome, Task
 from raycache.core.values import Buffer
 from raycache.errors import RaycacheError, SourceUnavailable
 from raycache.meta.catalog import Catalog
@@ -256,8 +256,25 @@ class Worker:
         count = random.randrange(len(self.held) + 1) if faults else len(self.held)
         for _ in range(count):
             task = self.held.pop()
+            if task.kind == "keep":
+                self.outcomes.append(self.keep(task))
+                continue
             read: Callable[..., list[Buffer]] = lambda dataset, extents: self.run.read(dataset, extents, self.run.ufs)  # noqa: E731
             self.outcomes.append(carry_out(task, self.run.ufs, read))  # type: ignore[arg-type]
+
+    def keep(self, task: Task) -> Outcome:
+        about, segment, end = (task.seq, task.dataset, task.path), secrets.token_hex(8), 0
+        assert task.content is not None
+        try:
+            found = self.run.read("data", task.content.extents, self.run.ufs)
+        except RaycacheError as error:
+            return Outcome(*about, LATER, error=str(error))
+        self.run.segments[segment] = b"".join(bytes(each) for each in found)
+        extents = []
+        for extent in task.content.extents:
+            extents.append(Extent(extent.at, extent.length, segment=segment, offset=end))
+            end += extent.length
+        return Outcome(*about, DONE, content=Content(end, tuple(extents)), mark=KEPT)
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "fsspec"])

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 from written import FILE, ROOT, Cache, segment_content
 
-from raycache.core.inode import Content, Extent
-from raycache.core.persisting import CONFLICT, DONE, LATER, REFUSED, Outcome, Task, relocated
-from raycache.meta import journal
+from raycache.core.inode import EXCHANGE, Content, Extent
+from raycache.core.persisting import CONFLICT, DONE, KEPT, LATER, REFUSED, Outcome, Task, relocated
+from raycache.errors import Changed
 from raycache.meta.handout import AWAY_NS, BACKOFF_MAX_NS, LEASE_NS, Handout
 
 START_NS = 10**19 // 4
@@ -234,37 +234,70 @@ def test_a_moved_file_is_copied_inside_the_source_and_deleted_after_that(cache: 
     assert content.extents == (Extent(0, 10, path="moved", etag="put-moved"),)
 
 
-def test_what_other_files_take_bytes_from_is_not_put_over(cache: Cache, worker: Worker, clock: Clock) -> None:
-    etag, size = cache.etag("a"), 10
-    clone = Content(size, (Extent(0, size, path="a", etag=etag),))
+def keep(worker: Worker, path: str, segment: str) -> Outcome:
+    """What a worker says that has kept bytes."""
+    task = worker.at["data", path]
+    assert task.kind == "keep"
+    assert task.content is not None
+    extents = [each._replace(segment=segment, path="", etag="") for each in task.content.extents]
+    return Outcome(task.seq, "data", path, DONE, content=Content(0, tuple(extents)), mark=KEPT)
+
+
+def test_what_files_are_made_of_is_kept_before_it_is_put_over(cache: Cache, worker: Worker) -> None:
+    etag = cache.etag("a")
+    clone = Content(10, (Extent(0, 10, path="a", etag=etag),))
     cache.tree.put(ROOT, b"clone", 0o644, clone, [], 5, "cache")
     put(cache, "a", 3)
+    assert worker.ask() == ["keep a"]
+    assert worker.at["data", "a"].content == Content(10, (Extent(0, 10, path="a", etag=etag),))
+    assert worker.ask(100, keep(worker, "a", "kept")) == ["put a"]
+    assert cache.tree.content(("data", "clone"))[1].extents == (Extent(0, 10, segment="kept"),)
+    assert cache.rows("SELECT * FROM segments WHERE segment = 'kept'") == [("kept", "worker", 10)]
+
+
+def test_what_files_are_to_be_put_from_waits_for_them(cache: Cache, worker: Worker, clock: Clock) -> None:
+    clone = Content(10, (Extent(0, 10, path="a", etag=cache.etag("a")),))
+    cache.tree.put(ROOT, b"clone", 0o644, clone, [], 5)
+    put(cache, "a", 3)
     cache.tree.unlink(ROOT, b"b")
-    assert worker.ask() == ["delete b"]  # does not wait for what is set aside
-    clock.now_ns += BACKOFF_MAX_NS
-    assert worker.ask() == []
-    cache.tree.commit(("data", "clone"), clone, [], 6)  # now it is to be in the source too
-    clock.now_ns += BACKOFF_MAX_NS
-    worker.ask(0, worker.outcome("b"))
     assert worker.ask() == ["put clone"]
+    assert worker.ask(100, worker.outcome("clone", REFUSED, error="not allowed")) == ["delete b"]
+    assert "waits for clone" in {each.path: each.error for each in worker.handout.status()["data"].troubles}["a"]
+    clock.now_ns += BACKOFF_MAX_NS
+    assert worker.ask(100, worker.outcome("b")) == ["put clone"]
     worker.ask(0, *worker.done("clone"))
     clock.now_ns += BACKOFF_MAX_NS
     assert worker.ask() == ["put a"]
 
 
-def test_what_was_cut_out_of_an_object_is_found_in_what_was_put_over_it(cache: Cache, worker: Worker) -> None:
+def test_what_changes_places_is_kept_once(cache: Cache, worker: Worker) -> None:
+    cache.tree.rename(ROOT, b"a", ROOT, b"b", EXCHANGE)
+    assert worker.ask() == ["keep b"]
+    assert worker.ask(100, keep(worker, "b", "kept")) == ["put b"]
+    assert worker.ask(100, *worker.done("b")) == ["put a"]
+
+
+def test_a_file_that_was_moved_away_and_back_is_there(cache: Cache, worker: Worker) -> None:
+    cache.tree.rename(ROOT, b"a", ROOT, b"x")
+    cache.tree.rename(ROOT, b"x", ROOT, b"a")
+    assert worker.ask() == []
+    assert cache.pending() == []
+
+
+def test_a_writer_that_began_before_a_put_loses_nothing(cache: Cache, worker: Worker) -> None:
     etag = cache.etag("a")
     content, segments = segment_content("s", 4)
     changed = Content(10, (*content.extents, Extent(4, 6, path="a", offset=4, etag=etag)))
     ino = cache.tree.commit(("data", "a"), changed, segments, 5).ino
-    worker.ask()
-    worker.ask(0, *worker.done("a"))
-    assert cache.tree.content(ino)[1].extents == (
-        Extent(0, 4, segment="s"),
-        Extent(4, 6, path="a", offset=4, etag="put-a"),
-    )
-    with cache.catalog.transaction() as db:  # a writer that began before
-        assert journal.freshened(db, "data", ino, changed).extents[1].etag == "put-a"
+    assert worker.ask() == ["keep a"]
+    assert worker.ask(100, keep(worker, "a", "kept")) == ["put a"]
+    now = (Extent(0, 4, segment="s"), Extent(4, 6, segment="kept", offset=4))
+    assert cache.tree.content(ino)[1].extents == now
+    cache.tree.commit(ino, changed, [], 6)
+    assert cache.tree.content(ino)[1].extents == now
+    clone = Content(6, (Extent(0, 6, path="a", offset=4, etag=etag),))
+    with pytest.raises(Changed, match="read them again"):
+        cache.tree.put(ROOT, b"clone", 0o644, clone, [], 5)
 
 
 def test_directories_go_when_they_are_empty(cache: Cache, worker: Worker, clock: Clock) -> None:
