@@ -12,6 +12,9 @@ LATER = "later"
 """The source, or whoever has the bytes, did not answer: tried again, for ever, and what comes after it waits."""
 REFUSED = "refused"
 """It will fail again unless somebody does something: tried again, seldom, and nothing waits for it."""
+BLOCKED = "blocked"
+"""A file is where a directory is to be, or the other way round: as REFUSED, and what is to go from there goes first,
+whatever else it waits for."""
 CONFLICT = "conflict"
 """The source has something that was put there by others: not tried again until somebody decides."""
 KEPT = "kept"
@@ -65,7 +68,7 @@ class Outcome(NamedTuple):
     dataset: str
     path: str
     result: str
-    """DONE, LATER, REFUSED or CONFLICT."""
+    """DONE, LATER, REFUSED, BLOCKED or CONFLICT."""
     etag: str = ""
     """Done: the version that the source has now, empty for none. A conflict: the one that is in the way."""
     error: str = ""

@@ -28,6 +28,7 @@ from sqlite3 import Connection
 
 from raycache.core.inode import Place
 from raycache.core.persisting import (
+    BLOCKED,
     CONFLICT,
     DONE,
     LATER,
@@ -40,7 +41,19 @@ from raycache.meta.behind import behind, matching
 from raycache.meta.catalog import Catalog
 from raycache.meta.journal import note_gone
 from raycache.meta.settling import note_done
-from raycache.meta.tasks import COLUMNS, Row, is_there, keep_task, needed_by, raw, task_of, text, waits_for
+from raycache.meta.tasks import (
+    COLUMNS,
+    FAILING,
+    IN_THE_WAY,
+    Row,
+    is_there,
+    keep_task,
+    needed_by,
+    raw,
+    task_of,
+    text,
+    waits_for,
+)
 
 LEASE_NS = 60 * 10**9
 """How long a worker may be silent and keep what it is at; it calls every second or so."""
@@ -52,6 +65,7 @@ WAIT_MAX_S = 5.0
 """Longest that one call waits."""
 _SCANNED = 20_000
 """Rows looked at for one call, most of which cannot go yet."""
+_ASIDE = {CONFLICT: FAILING, REFUSED: FAILING, BLOCKED: IN_THE_WAY}
 _RUNS = (("put", "mkdir"), ("delete",), ("rmdir",))
 
 
@@ -131,7 +145,7 @@ class Handout:
             db.execute("UPDATE pending SET lease = '', not_before_ns = 0 WHERE seq = ?", (row.seq,))
             return
         conflict = outcome.result == CONFLICT
-        aside = 1 if conflict or outcome.result == REFUSED else 0
+        aside = _ASIDE.get(outcome.result, 0)
         db.execute(
             "UPDATE pending SET lease = '', tries = tries + 1, not_before_ns = ?, error = ?, aside = ?, conflict = ?,"
             " found_etag = ? WHERE seq = ?",

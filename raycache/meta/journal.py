@@ -82,10 +82,14 @@ def want_mkdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
 
 
 def want_rmdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
-    """Have no directory at a path, where the source has real ones; part of a transaction. Where a directory was to take
-    the place of a file that the source has still, the file is to go."""
-    row = db.execute("SELECT base_etag FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
-    _replace(db, dataset, path, "delete" if row and row[0] != "" else "rmdir", "")
+    """Have no directory at a path, where the source has real ones; part of a transaction.
+
+    Where a file is to be there instead, whoever puts it removes the directory; a file that the source has still in the
+    place of a directory that never came goes with it.
+    """
+    row = db.execute("SELECT kind FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
+    if row is None or row[0] != "put":
+        _replace(db, dataset, path, "rmdir", "")
 
 
 def known_etag(db: sqlite3.Connection, dataset: str, path: bytes, listed_etag: str | None) -> str | None:

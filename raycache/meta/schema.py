@@ -222,7 +222,8 @@ CREATE TABLE pending (                    -- what the source has not got yet: fo
     tries       INTEGER NOT NULL DEFAULT 0,
     not_before_ns INTEGER NOT NULL DEFAULT 0, -- backoff, or the end of the lease, or for a while after the change
     error       TEXT NOT NULL DEFAULT '', -- of the last try
-    aside       INTEGER NOT NULL DEFAULT 0, -- those after it do not wait for it; 1: it fails; 2: its worker is away
+    aside       INTEGER NOT NULL DEFAULT 0, -- those after it do not wait for it; 1: it fails; 2: its worker is away;
+                                          -- 3: what is to go from the source is in its way
     conflict    INTEGER NOT NULL DEFAULT 0, -- 1: the source holds something newer; not tried again by itself
     found_etag  TEXT NOT NULL DEFAULT '', -- of a conflict: what the source holds
     UNIQUE (dataset, path)

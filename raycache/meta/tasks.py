@@ -21,6 +21,8 @@ from raycache.meta.extents import read_content
 
 ATTEMPTS_MAX = 16
 """Versions remembered of one path that may have got to the source unheard; only changes while it is away add one."""
+FAILING, AWAY, IN_THE_WAY = 1, 2, 3
+"""Why a row is set aside: ``pending.aside``."""
 COLUMNS = "seq, dataset, path, kind, ino, version, base_etag, tried, tries, not_before_ns, lease"
 """Of ``pending``, in the order of Row."""
 
@@ -112,8 +114,8 @@ def waits_for(db: Connection, row: Row, needed: Sequence[Needed]) -> First | Non
     for ino in dict.fromkeys(each.ino for each in needed):
         found = db.execute(
             "SELECT path, aside FROM pending WHERE ino = ? AND ino IS NOT ? AND kind = 'put' AND seq < ?"
-            " AND dataset = ? LIMIT 1",
-            (ino, row.ino, row.seq, row.dataset),
+            " AND dataset = ? AND aside != ? LIMIT 1",
+            (ino, row.ino, row.seq, row.dataset, IN_THE_WAY),
         ).fetchone()
         if found is not None:
             return First(found[0], bool(found[1]))

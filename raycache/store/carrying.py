@@ -2,22 +2,25 @@
 
 Nothing that others put is put over or deleted: each put and deletion says which version it expects to find. Where the
 source has another one, it may be our own: a put whose answer was lost, or one of an earlier version that was thought
-to have failed. Such a one is known by its mark; by its bytes; or, where a store keeps no marks and the bytes of that
-earlier version are gone, by its size and its time. Everything else is a conflict.
+to have failed. Such a one is known by its mark; by its bytes; or, where it could not be marked (some stores keep none,
+copies have another's) and the bytes of that earlier version are gone, by its size and its time. Everything else is a
+conflict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from raycache.core.inode import Content, Extent, pieces
-from raycache.core.persisting import CONFLICT, DONE, LATER, REFUSED, Attempt, Outcome, Task
+from raycache.core.persisting import BLOCKED, CONFLICT, DONE, LATER, REFUSED, Attempt, Outcome, Task
 from raycache.core.values import Buffer, Stat
 from raycache.errors import (
     AccessDenied,
     Changed,
     IsADirectory,
     NotADirectory,
+    NotEmpty,
     NotFound,
     RaycacheError,
     SourceUnavailable,
@@ -63,7 +66,8 @@ def carry_out(task: Task, ufs: UnderFileSystem, read: ReadExtents) -> Outcome:
         if task.kind == "mkdir":
             ufs.make_directory(task.path)
         elif task.kind == "rmdir":
-            ufs.remove_directory(task.path)
+            with suppress(NotADirectory):  # a file is there, or above it, as it is to be
+                ufs.remove_directory(task.path)
         return Outcome(*about, DONE)
     except _Conflict as conflict:
         error = f"{where} was changed in the source by others; `raycache persist` with --overwrite or --discard decides"
@@ -74,6 +78,8 @@ def carry_out(task: Task, ufs: UnderFileSystem, read: ReadExtents) -> Outcome:
         return Outcome(*about, result, error=f"the bytes for {where} cannot be read: {unreadable.error}")
     except AccessDenied:
         raise
+    except (IsADirectory, NotADirectory, NotEmpty) as error:
+        return Outcome(*about, BLOCKED, error=str(error))
     except RaycacheError as error:
         return Outcome(*about, LATER if isinstance(error, Unavailable) else REFUSED, error=str(error))
 
@@ -199,15 +205,12 @@ def _delete_file(task: Task, ufs: UnderFileSystem) -> None:
 
 def _is_older(found: Stat, mark: str | None, tried: Sequence[Attempt]) -> bool:
     """Whether a file is one that was put here, at an attempt of which nobody heard."""
-    if mark:
-        if any(attempt.mark == mark for attempt in tried):
-            return True
-        mark = ""  # it may be a copy, with the mark of what it was copied from
-    for attempt in tried:
-        if attempt.size_bytes != found.size_bytes:
-            continue
-        if attempt.etag and attempt.etag == found.etag:
-            return True
-        if mark is None and found.mtime_ns >= attempt.since_ns - CLOCKS_NS:
-            return True
-    return False
+    if mark and any(attempt.mark == mark for attempt in tried):
+        return True
+    # A copy has the mark of what it was copied from, if any.
+    unmarked = [attempt for attempt in tried if mark is None or attempt.etag]
+    return any(
+        attempt.size_bytes == found.size_bytes
+        and (found.mtime_ns >= attempt.since_ns - CLOCKS_NS or found.etag == attempt.etag)
+        for attempt in unmarked
+    )

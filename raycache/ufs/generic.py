@@ -170,7 +170,7 @@ class FsspecUfs:
         real = self._real(path)
         parent = real.rpartition("/")[0]
         if self._scheme not in _NO_PARENTS and parent:
-            self._fs.makedirs(parent, exist_ok=True)
+            self._make_parent(path, parent)
         if not self._renames:
             self._expect(path, if_match)
             self._write(real, data)
@@ -187,6 +187,18 @@ class FsspecUfs:
                 self._fs.rm_file(temporary)
             raise
         return self._stat(path)
+
+    def _make_parent(self, path: str, parent: str) -> None:
+        try:
+            self._fs.makedirs(parent, exist_ok=True)
+        except Exception:
+            # What implementations say of a file that is in the way differs.
+            above = paths.split(path)[0]
+            while above:
+                if self._fs.isfile(self._real(above)):
+                    raise NotADirectory(f"{self._name(above)} is a file, not a directory") from None
+                above = paths.split(above)[0]
+            raise
 
     def _rename(self, real: str, to: str) -> None:
         if self._scheme in _HDFS:
@@ -291,8 +303,8 @@ class FsspecUfs:
             raise
         except FileNotFoundError as error:
             raise NotFound(f"{self._name(path)}: no such file or directory") from error
-        except NotADirectoryError as error:
-            raise NotADirectory(f"{self._name(path)} is not a directory") from error
+        except (NotADirectoryError, FileExistsError) as error:
+            raise NotADirectory(f"{self._name(path)} is not a directory, or not in one") from error
         except IsADirectoryError as error:
             raise IsADirectory(f"{self._name(path)} is a directory") from error
         except Exception as error:  # the border: implementations raise whatever their client library does

@@ -186,6 +186,16 @@ def test_put_where_a_directory_is(kind, ufs):
     assert listed(ufs) == [b"d"]
 
 
+def test_put_below_a_file(kind, ufs):
+    if kind not in REAL_DIRECTORIES:
+        pytest.skip("no real directories")
+    ufs.put("f", b"x")
+    for path in ("f/g", "f/g/h"):
+        with pytest.raises(NotADirectory, match=f"{ufs.uri}/f"):
+            ufs.put(path, b"x", if_match="")
+    assert read(ufs, "f") == b"x"
+
+
 def test_files_under_way_are_not_listed(kind, ufs):
     if kind not in ("local", "renaming"):
         pytest.skip("has no temporary files")
