@@ -8,7 +8,7 @@ from typing import Any
 
 from raycache.core.inode import Place
 from raycache.core.persisting import TROUBLES_MAX, Behind, Trouble
-from raycache.meta.inodes import within
+from raycache.meta.inodes import WITHIN, within
 
 _COUNTS = """
     SELECT count(*) FILTER (WHERE kind = 'put'),
@@ -34,7 +34,7 @@ def matching(place: Place) -> tuple[str, tuple[Any, ...]]:
     if not path:
         return "WHERE dataset = ?", (dataset,)
     raw = path.encode("utf-8", "surrogateescape")
-    return "WHERE dataset = ?1 AND (path = ?2 OR (path > ?3 AND path < ?4))", within(dataset, raw)
+    return f"WHERE dataset = ?1 AND {WITHIN.format('path')}", within(dataset, raw)
 
 
 def _behind(db: Connection, place: Place) -> Behind:

@@ -37,6 +37,8 @@ from raycache.meta.lowers import Lower, Lowers, Missing
 
 ATTR = "ino, mode, nlink, uid, gid, size_bytes, atime_ns, mtime_ns, ctime_ns, rdev, version"
 """Columns of ``inodes`` in the order of Attr."""
+WITHIN = "{0} >= ?2 AND {0} < ?4 AND ({0} = ?2 OR {0} > ?3)"
+"""Finds a path and all below it in a range of an index: with the OR alone, SQLite would look at the whole dataset."""
 _INSERT = f"INSERT INTO inodes ({ATTR}, dataset, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FIND = f"SELECT e.ino, i.{ATTR.replace(', ', ', i.')} FROM entries e LEFT JOIN inodes i USING (ino)"
 
@@ -443,7 +445,7 @@ class Inodes:
 def forget_directories(db: Connection, dataset: str, path: bytes) -> None:
     """Forget a directory and all below it: what was listed there, and the names in it; not the inodes they mean."""
     rows = db.execute(
-        "SELECT dir_id FROM directories WHERE dataset = ?1 AND (path = ?2 OR (path > ?3 AND path < ?4))",
+        f"SELECT dir_id FROM directories WHERE dataset = ?1 AND {WITHIN.format('path')}",
         within(dataset, path),
     ).fetchall()
     for table in ("directories", "manifests", "touched"):
@@ -452,7 +454,7 @@ def forget_directories(db: Connection, dataset: str, path: bytes) -> None:
 
 
 def within(dataset: str, path: bytes) -> tuple[str, bytes, bytes, bytes]:
-    """What to compare paths with, to find a directory and all below it."""
+    """Values for WITHIN, after the dataset."""
     return dataset, path, path + b"/", path + b"0"  # '0' follows '/'
 
 

@@ -69,13 +69,6 @@ def want_many(
     db.executemany(insert, gone)
 
 
-def is_pending(db: sqlite3.Connection, dataset: str, path: bytes) -> bool:
-    """Whether anything is pending of a path, or below it."""
-    find = "SELECT 1 FROM pending WHERE dataset = ?1 AND (path = ?2 OR (path > ?3 AND path < ?4)) LIMIT 1"
-    # '0' follows '/'
-    return db.execute(find, (dataset, path, path + b"/", path + b"0")).fetchone() is not None
-
-
 def want_mkdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
     """Have a directory at a path, where the source has real ones; part of a transaction."""
     _replace(db, dataset, path, "mkdir", "")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from raycache.core.inode import EXCHANGE, NOREPLACE, Attr, Place, split_ino
 from raycache.errors import Exists, InvalidInput, IsADirectory, NotADirectory, NotFound, Refused
 from raycache.meta import journal
-from raycache.meta.inodes import Folder, Inodes, check_name, where
+from raycache.meta.inodes import WITHIN, Folder, Inodes, check_name, where, within
 from raycache.meta.naming import take_folder, take_name
 from raycache.meta.subtrees import Subtree, drop_tree, files_of, gather, in_source, move_paths, settle
 
@@ -147,13 +147,19 @@ def _want_moved(
     puts = [(path, ino, version, bases.get(path, other)) for path, ino, version in news]
     here = {path for path, *_ in puts}
     gone = [(path, base_etag) for path, base_etag in olds.items() if path not in here]
-    if not any(journal.is_pending(tree.db, dataset, top) for top in tops):
+    if not any(_is_pending(tree, dataset, top) for top in tops):
         journal.want_many(tree.db, dataset, puts, gone)
         return
     for path, ino, version, base_etag in puts:
         journal.want_put(tree.db, dataset, path, ino, version, base_etag)
     for path, base_etag in gone:
         journal.want_delete(tree.db, dataset, path, base_etag)
+
+
+def _is_pending(tree: Inodes, dataset: str, path: bytes) -> bool:
+    """Whether anything is pending of a path, or below it."""
+    find = f"SELECT 1 FROM pending WHERE dataset = ?1 AND {WITHIN.format('path')} LIMIT 1"
+    return tree.db.execute(find, within(dataset, path)).fetchone() is not None
 
 
 def _want_folders(tree: Inodes, dataset: str, moved: Iterable[_Moved], files: set[bytes]) -> None:

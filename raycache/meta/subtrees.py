@@ -22,11 +22,11 @@ from raycache.core.inode import (
     split_ino,
 )
 from raycache.errors import Refused
-from raycache.meta.inodes import ATTR, Folder, Inodes, forget_directories, where, within
+from raycache.meta.inodes import ATTR, WITHIN, Folder, Inodes, forget_directories, where, within
 from raycache.meta.lowers import Lower, Missing
 
 _IN_TREE = f"FROM directories d JOIN entries e ON e.parent = d.dir_id << {ROW_BITS}"
-_WITHIN = "WHERE d.dataset = ?1 AND (d.path = ?2 OR (d.path > ?3 AND d.path < ?4))"
+_WITHIN = f"WHERE d.dataset = ?1 AND {WITHIN.format('d.path')}"
 
 
 @dataclass(slots=True)
