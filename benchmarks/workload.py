@@ -77,6 +77,35 @@ def drop_page_cache() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
+def cpu_s(pid: int, without: tuple[str, ...] = ()) -> float:
+    """CPU time of a process and of all that it has started: its children that have ended, and those that run, but for
+    those, with theirs, whose command line has one of some words."""
+    stats = {int(entry.name): _stat(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    total, left = 0.0, [pid]
+    while left:
+        each = left.pop()
+        total += stats.get(each, (0, 0.0))[1]
+        left += [child for child, (parent, _) in stats.items() if parent == each and not _has(child, without)]
+    return total
+
+
+def _stat(process: Path) -> tuple[int, float]:
+    """Parent, and seconds of CPU with those of children that have ended; nothing of one that has gone."""
+    try:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0, 0.0
+    return int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _has(pid: int, words: tuple[str, ...]) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return any(word in command for word in words)
+
+
 @contextlib.contextmanager
 def s3fs_mount(server: ObjectStoreServer, bucket: str, directory: Path, cache: Path | None) -> Iterator[Path]:
     """s3fs-fuse over a bucket, with a local cache if one is given."""

@@ -20,10 +20,28 @@ SAMPLES = 512
 
 @contextmanager
 def tones_in_s3(recordings: int) -> Iterator[tuple[str, Path]]:
-    """Yields the URI of the recordings, and a scratch directory; ends all that was started."""
+    """Yields the URI of the recordings, and a scratch directory, beside a Ray that this program has joined; ends all
+    that was started."""
     import ray
 
     import raycache
+
+    with ExitStack() as stack:
+        uri, scratch = stack.enter_context(tones_bucket(recordings))
+        # A cluster of its own, even where another one runs. On yours, a plain ray.init() is all.
+        stack.callback(ray.shutdown)
+        ray.init(
+            address="local", object_store_memory=512 << 20, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+        stack.callback(raycache.shutdown)
+        raycache.init(block_bytes="64KiB")  # far too small for real data: here it makes many packs of few files
+        yield uri, scratch
+
+
+@contextmanager
+def tones_bucket(recordings: int) -> Iterator[tuple[str, Path]]:
+    """The same without a Ray: an S3 server, which the environment of this process names from now on."""
     from raycache.testing import ObjectStoreServer
 
     with ExitStack() as stack:
@@ -37,14 +55,6 @@ def tones_in_s3(recordings: int) -> Iterator[tuple[str, Path]]:
         for number in range(recordings):
             key = f"train/tone{number % TONES}/{number:05d}.f32"
             client.put_object(Bucket="tones", Key=key, Body=recording(number).tobytes())
-        # A cluster of its own, even where another one runs. On yours, a plain ray.init() is all.
-        stack.callback(ray.shutdown)
-        ray.init(
-            address="local", object_store_memory=512 << 20, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
-        stack.callback(raycache.shutdown)
-        raycache.init(block_bytes="64KiB")  # far too small for real data: here it makes many packs of few files
         yield "s3://tones/train", scratch
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch and Ray Data examples run, small, and leave no mount behind."""
+"""The PyTorch, Ray Data and job examples run, small, and leave no mount behind."""
 
 from __future__ import annotations
 
@@ -44,3 +44,10 @@ def test_ray_data_preprocesses_and_trains() -> None:
     assert "requests: 400 for 400 recordings" in out
     assert "spectra per epoch: 400;" in out
     assert int(re.search(r"told right in the last: (\d+)%", out)[1]) > 80
+
+
+@pytest.mark.timeout(200)
+def test_a_job_finds_its_mount() -> None:
+    out = run("submit_job.py", "--recordings", "40")
+    assert "SUCCEEDED: the job sees {'tone0': 10, 'tone1': 10, 'tone2': 10, 'tone3': 10} with 81920 bytes at" in out
+    assert "left behind: []" in out
