@@ -93,18 +93,21 @@ class Begun:
     _known: _Known
     _descriptor: _Descriptor
     _start: int
-    _data: memoryview
+    _memory: memoryview
+    _skip: int
+    """How many of its bytes come before the ``_start``."""
     _late: bool = False
 
     def checked(self, outcome: int) -> memoryview | None:
         """The bytes, if all of them came and are those that were written."""
-        if outcome < len(self._data):
+        if outcome < len(self._memory):
             return None
+        data = self._memory[self._skip :]
         try:
-            self._known.header.check(self._start, self._data)
+            self._known.header.check(self._start, data)
         except BadFile:
             return None
-        return self._data[self.piece.offset - self._start : self.piece.offset - self._start + self.piece.length]
+        return data[self.piece.offset - self._start : self.piece.offset - self._start + self.piece.length]
 
 
 class BlockFiles:
@@ -148,7 +151,7 @@ class BlockFiles:
         with self._lock:
             self._forget(block_id)
             self._known[block_id] = known
-            self._header_bytes += known.header.header_bytes
+            self._header_bytes += known.header.used_bytes
             while self._header_bytes > HEADERS_BYTES and len(self._known) > 1:
                 self._forget(next(iter(self._known)))
 
@@ -190,16 +193,17 @@ class BlockFiles:
         start, stop = known.header.chunks(piece.offset, piece.length)
         if stop - start < DIRECT_BYTES:
             return None
-        memory, address = _page_aligned(stop - start)
+        at, skip = _place(known.header, start)
+        memory, address = _page_aligned(skip + stop - start)
         assert self._reads is not None
         try:
-            ticket = self._reads.begin(descriptor.fd, memory, address, known.header.header_bytes + start)
+            ticket = self._reads.begin(descriptor.fd, memory, address, at)
         except OSError as error:
             self._stop_beginning(error)
             return None
         if ticket is None:
             return None
-        begun = Begun(piece, self._clock(), known, descriptor, start, memory[: stop - start])
+        begun = Begun(piece, self._clock(), known, descriptor, start, memory[: skip + stop - start], skip)
         self._begun[ticket] = begun
         return begun
 
@@ -271,14 +275,15 @@ class BlockFiles:
         start, stop = header.chunks(piece.offset, piece.length)
         direct = stop - start >= DIRECT_BYTES
         descriptor = (known.direct if direct else known.plain) or self._open_file(known, piece.block_id, direct)
-        data, _ = _page_aligned(stop - start)
+        at, skip = _place(header, start)
+        memory, _ = _page_aligned(skip + stop - start)
         done = 0
-        while done < stop - start:
-            count = self._preadv(descriptor.fd, [data[done:]], header.header_bytes + start + done)
+        while done < skip + stop - start:
+            count = self._preadv(descriptor.fd, [memory[done:]], at + done)
             if not count:
                 raise BadFile("it was cut short")
             done += count
-        data = data[: stop - start]
+        data = memory[skip : skip + stop - start]
         header.check(start, data)
         return data[piece.offset - start : piece.offset - start + piece.length]
 
@@ -320,8 +325,14 @@ class BlockFiles:
     def _forget(self, block_id: bytes) -> None:
         known = self._known.pop(block_id, None)
         if known is not None:
-            self._header_bytes -= known.header.header_bytes
+            self._header_bytes -= known.header.used_bytes
             self._open.pop(block_id, None)
+
+
+def _place(header: Header, start: int) -> tuple[int, int]:
+    """Where in its file to begin to read, for a place in the block: at a page, and how far before it that is."""
+    at = header.header_bytes + start
+    return at - at % PAGE_BYTES, at % PAGE_BYTES
 
 
 def _page_aligned(size_bytes: int) -> tuple[memoryview, int]:

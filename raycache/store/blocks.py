@@ -462,7 +462,7 @@ class BlockStore:
         kept = False
         if claim is not None and holes is not None:
             try:
-                kept = self.tiers.keep(claim, flight.assemble(), holes)
+                kept = self.tiers.keep(claim, flight.assemble(), holes, flight.ends())
             except BaseException:  # noqa: BLE001 - no room, or no answer: not kept, and this thread must live on
                 kept = False
         with self._lock:

@@ -33,13 +33,14 @@ from urllib.parse import quote
 
 from raycache.config import Tier
 from raycache.core import blockfile
-from raycache.core.blockfile import BadFile, Header, Hole
+from raycache.core.blockfile import BadFile, Ends, Hole
 from raycache.core.lane import Lane, Overdue
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Filed, Origin
 from raycache.store.accounts import Accounts
 from raycache.store.fileops import FileOps, medium
 from raycache.store.ledger import Ledger, Reservation
+from raycache.store.openblock import OpenBlock, open_block
 from raycache.store.origins import Origins, key_of
 from raycache.store.survey import TEMPORARY, Found, file_path, find_key, survey
 
@@ -57,33 +58,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this process, not of the directory."""
 _log = logging.getLogger("raycache.store")
-
-
-@dataclass(eq=False)
-class OpenBlock:
-    """A block file that is open. The descriptor is closed with the last reference: a reader's outlives the file."""
-
-    path: Path
-    fd: int
-    origin: Origin
-    header: Header
-    packed: bytes
-    """The header as it is in the file."""
-    since: float
-    """When its header was read, on the monotonic clock: holes are believed from then on."""
-    files: FileOps
-
-    def read(self, offset: int, length: int) -> memoryview:
-        """Bytes that were checked. Raises BadFile, OSError."""
-        start, stop = self.header.chunks(offset, length)
-        data = self.files.pread(self.fd, stop - start, self.header.header_bytes + start)
-        if len(data) < stop - start:
-            raise BadFile("it was cut short")
-        self.header.check(start, data)
-        return memoryview(data)[offset - start : offset - start + length]
-
-    def __del__(self) -> None:
-        self.files.close(self.fd)
 
 
 @dataclass
@@ -219,10 +193,20 @@ class Directory:
             if reservation not in self._late:
                 self._ledger.cancel(reservation)
 
-    def write(self, reservation: Reservation, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> bool:
-        """Make the file, its victims gone before. False when it could not be: then ``cancel`` the reservation."""
+    def write(
+        self, reservation: Reservation, block: Buffer | bytearray, holes: tuple[Hole, ...], ends: Ends | None = None
+    ) -> bool:
+        """Make the file, its victims gone before. False when it could not be: then ``cancel`` the reservation.
+
+        ``ends``: see blockfile.encode.
+        """
+        origin = reservation.origin
+
+        def make() -> None:
+            self._make(reservation, blockfile.encode(reservation.block_id, origin.dataset, block, holes, ends), block)
+
         try:
-            self._writes.call(lambda: self._make(reservation, block, holes), late=lambda: self._undo(reservation))
+            self._writes.call(make, late=lambda: self._undo(reservation))
         except Overdue as overdue:
             if overdue.begun:
                 with self._lock:
@@ -238,11 +222,10 @@ class Directory:
             self._ledger.commit(reservation, self._clock())
         return True
 
-    def _make(self, reservation: Reservation, block: Buffer | bytearray, holes: tuple[Hole, ...]) -> None:
-        """Drop the victims and write the file. Raises BadFile, OSError."""
+    def _make(self, reservation: Reservation, header: bytes, block: Buffer | bytearray) -> None:
+        """Drop the victims and write the file. Raises OSError."""
         path = self._path(reservation.block_id, reservation.origin)
         temporary = path.with_name(path.name + TEMPORARY)
-        header = blockfile.encode(reservation.block_id, reservation.origin.dataset, block, holes)
         for victim in reservation.victims:
             self._remove(victim)  # a file that stays would be one too many
         self._files.make_private(path.parent)
@@ -422,7 +405,7 @@ class Directory:
     def _open_file(self, block_id: bytes) -> OpenBlock | None:
         """None when it is not there, torn (then it is dropped), or the directory fails."""
         try:
-            return self._reads.call(lambda: self._open_checked(block_id))
+            return self._reads.call(lambda: open_block(self._files, *self._place(block_id), block_id, self._clock()))
         except Overdue:
             return None
         except FileNotFoundError:
@@ -434,20 +417,6 @@ class Directory:
         except OSError as error:
             self._fail(error)
         return None
-
-    def _open_checked(self, block_id: bytes) -> OpenBlock:
-        path, origin = self._place(block_id)
-        fd, size_bytes = self._files.open_to_read(path)
-        try:
-            length = blockfile.header_bytes(self._files.pread(fd, blockfile.PREFIX_BYTES, 0))
-            packed = bytes(self._files.pread(fd, length, 0))
-            header = blockfile.decode(packed)
-            if size_bytes != header.file_bytes or header.block_id != block_id:
-                raise BadFile(f"{size_bytes} bytes, where its header says {header.file_bytes}")
-        except BaseException:  # an interrupt too must not leak the descriptor
-            self._files.close(fd)
-            raise
-        return OpenBlock(path, fd, origin, header, packed, self._clock(), self._files)
 
     def _place(self, block_id: bytes) -> tuple[Path, Origin]:
         """The file of a block, and where it comes from. Raises FileNotFoundError, OSError."""

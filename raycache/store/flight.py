@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from enum import Enum, auto
 
+from raycache.core.blockfile import Ends, chunk_ends
 from raycache.core.values import BlockPlan, Buffer
 from raycache.errors import Changed
 from raycache.store.tiers import Claim
@@ -186,6 +187,10 @@ class Flight:
             start = self._starts[number]
             view[start : start + len(data)] = data
         return block
+
+    def ends(self) -> Ends | None:
+        """See blockfile.encode."""
+        return chunk_ends(self.plan.size_bytes, self._starts) if self.is_planned else None
 
     def holes(self) -> tuple[tuple[int, int], ...]:
         """Ranges of the parts that are gone from the source."""

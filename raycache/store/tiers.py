@@ -14,14 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raycache.core.blockfile import Hole
+from raycache.core.blockfile import Ends, Hole
 from raycache.core.retention import Retention, is_within
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.values import Buffer, Filed, Freed, Origin
 from raycache.errors import Unavailable
 from raycache.store.accounts import Accounts
-from raycache.store.directory import Directory, OpenBlock
+from raycache.store.directory import Directory
 from raycache.store.ledger import Ledger, Reservation
+from raycache.store.openblock import OpenBlock
 
 
 class BlockMemory(Protocol):
@@ -39,6 +40,8 @@ class Kept:
     handle: Any
     view: memoryview
     holes: tuple[Hole, ...]
+    ends: Ends | None
+    """See blockfile.encode."""
     origin: Origin
     sealed: float
     """When, on the monotonic clock."""
@@ -190,7 +193,7 @@ class Tiers:
             if data is None:
                 return None
             try:
-                kept = self._put(bytearray(data), header.holes, stored.block.origin)
+                kept = self._put(bytearray(data), header.holes, header.ends, stored.block.origin)
             except Unavailable:
                 return data[offset : offset + length]
         finally:
@@ -213,16 +216,16 @@ class Tiers:
                 return Claim(reservation, directory)
         return None
 
-    def keep(self, claim: Claim, block: bytearray, holes: tuple[Hole, ...]) -> bool:
+    def keep(self, claim: Claim, block: bytearray, holes: tuple[Hole, ...], ends: Ends | None = None) -> bool:
         """Put a block where its bytes are reserved. False, or whatever the memory raises: then ``cancel``."""
         reservation = claim.reservation
         with self._lock:
             self._surplus.discard(reservation.block_id)
         if claim.directory is not None:
-            return claim.directory.write(reservation, block, holes)
+            return claim.directory.write(reservation, block, holes, ends)
         for victim in reservation.victims:
             self._demote(victim)
-        kept = self._put(block, holes, reservation.origin)
+        kept = self._put(block, holes, ends, reservation.origin)
         self._settle(reservation, kept)
         return True
 
@@ -362,9 +365,9 @@ class Tiers:
         for directory in self._directories:
             directory.check()
 
-    def _put(self, block: bytearray, holes: tuple[Hole, ...], origin: Origin) -> Kept:
+    def _put(self, block: bytearray, holes: tuple[Hole, ...], ends: Ends | None, origin: Origin) -> Kept:
         handle, view = self._memory.put(block)
-        return Kept(handle, view, holes, origin, self._scheduler.monotonic())
+        return Kept(handle, view, holes, ends, origin, self._scheduler.monotonic())
 
     def _settle(self, reservation: Reservation, kept: Kept | None) -> None:
         with self._lock:
@@ -389,7 +392,7 @@ class Tiers:
                 continue
             written = False
             try:
-                written = directory.write(reservation, kept.view, kept.holes)
+                written = directory.write(reservation, kept.view, kept.holes, kept.ends)
             finally:
                 if not written:
                     directory.cancel(reservation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raycache.core import blockfile
 from raycache.core.blockfile import BadFile
@@ -192,6 +195,43 @@ def test_flipped_bytes_of_a_header_are_found(at: int) -> None:
     header[at if at >= 0 else len(header.rstrip(b"\0")) - 1] ^= 1  # the last one is of a checksum
     with pytest.raises(BadFile):
         blockfile.decode(header)
+
+
+MEMBERS = st.lists(st.integers(1, 200_000), max_size=60)
+
+
+@given(MEMBERS, st.data())
+def test_each_member_is_checked_by_itself_and_no_more_is_read_for_it(sizes: list[int], data: st.DataObject) -> None:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    block = random.Random(sum(sizes)).randbytes(sum(sizes))
+    packed = blockfile.encode(key(1), "data", block, (), blockfile.chunk_ends(len(block), starts))
+    assert len(packed) + len(block) == blockfile.file_bytes(len(block), "data")
+    header = blockfile.decode(packed)
+    assert blockfile.decode(packed[: header.used_bytes]).ends.tolist() == header.ends.tolist()
+    for start, size in zip(starts, sizes, strict=True):
+        first, last = header.chunks(start, size)
+        header.check(first, block[first:last])
+        assert first <= start
+        assert start + size <= last
+        assert last - first < size + 2 * blockfile.CHUNK_BYTES
+        if start and sizes[starts.index(start) - 1] >= blockfile.SMALL_BYTES <= size:
+            assert (first, last) == (start, start + size)
+    if block:
+        flipped = bytearray(block)
+        at = data.draw(st.integers(0, len(block) - 1))
+        flipped[at] ^= 1
+        offset = data.draw(st.integers(0, at))
+        first, last = header.chunks(offset, at - offset + 1)
+        with pytest.raises(BadFile, match="not those"):
+            header.check(first, flipped[first:last])
+
+
+@pytest.mark.parametrize("size", [0, 1, 20_000, 1_000_000, 33_000_000])
+def test_a_block_of_which_no_members_are_known_is_cut_evenly(size: int) -> None:
+    ends = blockfile.chunk_ends(size).tolist()
+    assert ends[-1:] == ([size] if size else [])
+    assert len(ends) <= size // blockfile.SMALL_BYTES + 1
+    assert all(stop - start <= 2 * blockfile.CHUNK_BYTES for start, stop in itertools.pairwise([0, *ends]))
 
 
 def test_a_header_has_its_length_whatever_the_holes() -> None:
