@@ -1,17 +1,19 @@
-"""How one worker reaches another: ``store.peers.PeerCalls`` over Ray."""
+"""How one worker reaches another: ``store.peers.PeerCalls`` over Ray, and segments of others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from raycache.actors.names import worker_name
+from raycache.actors.segments import received
 from raycache.actors.transport import get, get_views
+from raycache.core.segment import SegmentRange
 from raycache.core.values import Buffer, Failed, Fetch, Worker
 from raycache.errors import WorkerLost
-from raycache.store.peers import About
+from raycache.store.peers import About, Peers
 
 
 class RemotePeers:
@@ -47,6 +49,12 @@ class RemotePeers:
             raise answer.error
         return None if answer is None else memoryview(answer).cast("B")
 
+    def read_segments(
+        self, holder: Worker, ranges: Sequence[SegmentRange], timeout_s: float
+    ) -> Sequence[Buffer | Failed]:
+        """Ranges of segments that another worker has. Raises WorkerLost."""
+        return received(self._call(holder, "read_segments", timeout_s, list(ranges)))
+
     def _call(self, worker: Worker, method: str, timeout_s: float, *args: Any) -> Any:
         try:
             ref = getattr(self._handle(worker), method).remote(*args)
@@ -65,3 +73,28 @@ class RemotePeers:
 
 def _name(worker: Worker) -> str:
     return f"worker {worker.worker_id[:8]}"
+
+
+class PeerSegments:
+    """Segments of other workers: ``core.segmentsearch.Holders`` for a worker."""
+
+    def __init__(self, peers: Peers, calls: RemotePeers, places: Callable[[Sequence[str]], list[list[str]]]) -> None:
+        """``places``: what the master knows, see TreeApi.segment_places."""
+        self._peers = peers
+        self._calls = calls
+        self._places = places
+
+    def workers(self, refresh: bool = False) -> Sequence[Worker]:
+        """See Holders. The master tells every worker of a later view."""
+        return self._peers.view.workers
+
+    def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
+        """See Holders."""
+        return self._places(segments)
+
+    def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
+        """See Holders."""
+        worker = self._peers.view.find(worker_id)
+        if worker is None:
+            raise WorkerLost(f"worker {worker_id[:8]} is gone")
+        return self._calls.read_segments(worker, ranges, timeout_s)

@@ -17,19 +17,23 @@ import ray
 import raycache.ufs.object  # noqa: F401 - imported now, not in the first read
 from raycache.actors.flight import ByteServer
 from raycache.actors.names import MASTER, METHOD_TIMEOUT_S
-from raycache.actors.peers import RemotePeers
+from raycache.actors.peers import PeerSegments, RemotePeers
 from raycache.actors.plasma import OwnStore, Plasma
+from raycache.actors.remotemaster import RemoteTree
 from raycache.actors.segments import WireBytes, to_wire
 from raycache.actors.transport import get
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
+from raycache.core.inode import Verb
 from raycache.core.membership import Report, View
 from raycache.core.retention import Retention
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
 from raycache.core.waits import ReaderWaits, WaitTable
+from raycache.errors import WorkerLost
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
+from raycache.store.contents import WrittenFiles
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
@@ -71,9 +75,15 @@ class WorkerActor:
         self._segments.open()
         self._sources = sources
         tiers = Tiers(Plasma(), quota_bytes, directories, accounts)
-        peers = Peers(RemotePeers(settings.namespace), incarnation=uuid.uuid4().hex)
+        calls = RemotePeers(settings.namespace)
+        peers = Peers(calls, incarnation=uuid.uuid4().hex)
+        tree = RemoteTree(self._ask_tree)
+        written = WrittenFiles(
+            tree.contents, self._segments.read, PeerSegments(peers, calls, tree.segment_places), sources,
+            settings.request_timeout_s,
+        )  # fmt: skip
         self._store = BlockStore(
-            tiers, sources, settings.fetch_concurrency, peers=peers,
+            tiers, sources, settings.fetch_concurrency, peers=peers, written=written,
             limits=SourceLimits(settings.source_requests, settings.source_bytes_per_s),
         )  # fmt: skip
         self._watch = MemoryWatch(tiers, OwnStore().figures)
@@ -165,6 +175,7 @@ class WorkerActor:
         """See SegmentStore.home."""
         return self._segments.home()
 
+    @ray.method(concurrency_group="lending")
     def read_segments(self, ranges: Sequence[SegmentRange]) -> list[WireBytes]:
         """See SegmentStore.read."""
         return to_wire(self._segments.read(ranges))
@@ -214,10 +225,18 @@ class WorkerActor:
             ray.get_actor(MASTER, namespace=self._settings.namespace).view.remote()
 
     def _access(self, dataset: str) -> SourceAccess:
-        def ask() -> SourceAccess:
-            master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
-            access: SourceAccess = get(master.access.remote(dataset), METHOD_TIMEOUT_S, "the raycache master")
-            return access
+        return self._ask_master("access", dataset)  # type: ignore[no-any-return]
+
+    def _ask_tree(self, verbs: list[Verb]) -> list[Any | Failed]:
+        return self._ask_master("tree", verbs)  # type: ignore[no-any-return]
+
+    def _ask_master(self, method: str, *args: Any) -> Any:
+        def ask() -> Any:
+            try:
+                master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
+            except ValueError as error:
+                raise WorkerLost("the raycache master is gone") from error
+            return get(getattr(master, method).remote(*args), METHOD_TIMEOUT_S, "the raycache master")
 
         return ask_until_there(ask, "the raycache master", METHOD_TIMEOUT_S)
 

@@ -19,15 +19,15 @@ from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.core.inode import Content, Extent, Segment, pieces, split_ino
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.core.segment import Home, SegmentRange, SourceRange, likely_homes
-from raycache.core.values import Buffer, Failed, Worker
-from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
+from raycache.core.segment import Home, SegmentRange, SourceRange
+from raycache.core.segmentsearch import Holders, find_ranges
+from raycache.core.values import Buffer, Failed
+from raycache.errors import NoSpace, NotFound, Unavailable, WorkerLost
 
 HOMES_S = 2.0
 """How long it is believed what workers said of their directories, room included."""
 RENEW_S = 60.0
 """How often a worker is told that segments which it holds open for us are still wanted."""
-_PAUSE_S = 0.2
 _PREAD_S = 30.0
 
 
@@ -88,23 +88,11 @@ class LocalSegments(Protocol):
         ...
 
 
-class SegmentCalls(Protocol):
+class SegmentCalls(Holders, Protocol):
     """Calls to master and workers. All raise WorkerLost, and Unavailable where the master is away."""
 
     def homes(self) -> Sequence[Home]:
         """Where the workers of this node keep segments; those of all nodes when there is none here."""
-        ...
-
-    def workers(self, refresh: bool = False) -> Sequence[Worker]:
-        """See WorkerPool."""
-        ...
-
-    def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
-        """Of each segment the workers that the master knows to have it."""
-        ...
-
-    def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
-        """Bytes that a worker has; a Failed with NotFound for what it has not."""
         ...
 
     def read_source(self, worker_id: str, ranges: Sequence[SourceRange], timeout_s: float) -> Sequence[Buffer | Failed]:
@@ -243,21 +231,10 @@ class Segments:
 
     def _read_segments(self, wanted: Mapping[int, SegmentRange], found: dict[int, Buffer]) -> None:
         missing = self._read_local(wanted, found)
-        search = _Search(self._calls)
-        deadline = self._clock() + self._timeout_s
-        while missing:
-            calls = search.plan(missing)
-            for worker_id, some in calls.items():
-                answers = search.ask(worker_id, some, deadline - self._clock())
-                found.update(answers)
-                missing = {at: each for at, each in missing.items() if at not in answers}
-            if missing and not calls:
-                if self._clock() + _PAUSE_S >= deadline:
-                    segment = next(iter(missing.values())).segment
-                    raise Unavailable(f"segment {segment} cannot be read: {search.error}")
-                if search.knows_places:  # who has them may be starting anew
-                    self._scheduler.sleep(_PAUSE_S)
-                search.look_up(missing)
+        for at, answer in find_ranges(self._calls, missing, self._timeout_s, self._scheduler).items():
+            if isinstance(answer, Failed):
+                raise answer.error
+            found[at] = answer
 
     def _read_local(self, wanted: Mapping[int, SegmentRange], found: dict[int, Buffer]) -> dict[int, SegmentRange]:
         """Read what is in directories of this node; what is not."""
@@ -348,59 +325,6 @@ class Segments:
     def _forget(self, segment: str) -> None:
         with self._lock:
             self._held.pop(segment, None)
-
-
-class _Search:
-    """Whom to ask for segments: the workers that wrote them, then those that the master knows to have them."""
-
-    def __init__(self, calls: SegmentCalls) -> None:
-        self.error: Exception = Unavailable("no worker has it")
-        """Why the last one that was asked did not answer with bytes."""
-        self._calls = calls
-        self._places: dict[str, Sequence[str]] = {}
-        self._asked: set[tuple[str, str]] = set()
-
-    @property
-    def knows_places(self) -> bool:
-        """Whether the master was asked."""
-        return bool(self._places)
-
-    def plan(self, missing: Mapping[int, SegmentRange]) -> dict[str, dict[int, SegmentRange]]:
-        """The next calls, by worker: each range of one that lives and was not asked for that segment yet."""
-        alive = [worker.worker_id for worker in self._calls.workers()]
-        calls: dict[str, dict[int, SegmentRange]] = {}
-        for at, each in missing.items():
-            places = self._places.get(each.segment) or likely_homes(each.segment, alive)
-            for worker_id in [one for one in places if one in alive and (each.segment, one) not in self._asked][:1]:
-                calls.setdefault(worker_id, {})[at] = each
-        return calls
-
-    def ask(self, worker_id: str, some: Mapping[int, SegmentRange], timeout_s: float) -> dict[int, Buffer]:
-        """Make a call; what came of it."""
-        self._asked.update((each.segment, worker_id) for each in some.values())
-        try:
-            answers = self._calls.read(worker_id, list(some.values()), timeout_s)
-        except WorkerLost as lost:
-            self.error = lost
-            return {}
-        found: dict[int, Buffer] = {}
-        for at, answer in zip(some, answers, strict=True):
-            if isinstance(answer, Failed):
-                self.error = answer.error
-            else:
-                found[at] = answer
-        return found
-
-    def look_up(self, missing: Mapping[int, SegmentRange]) -> None:
-        """Begin anew, with what the master knows. Raises Changed for a segment that no file needs, Unavailable."""
-        if self._places:
-            self._calls.workers(refresh=True)
-        names = list(dict.fromkeys(each.segment for each in missing.values()))
-        self._places = dict(zip(names, self._calls.places(names), strict=True))
-        self._asked.clear()
-        for segment, known in self._places.items():
-            if not known:
-                raise Changed(f"segment {segment} is not needed by any file now: the file was replaced; open it again")
 
 
 class _RemoteWriter:

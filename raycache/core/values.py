@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from raycache.core.inode import parse_content_etag
 from raycache.core.retention import Retention
 
 Buffer = bytes | memoryview
@@ -72,6 +73,11 @@ class Part:
     file_offset: int
     block_offset: int
     length: int
+
+    @property
+    def is_written(self) -> bool:
+        """Whether it is of a file that was written through the cache: then ``etag`` names its contents."""
+        return parse_content_etag(self.etag) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,13 @@ from typing import Any
 
 from raycache.core.retention import Retention
 from raycache.core.scheduling import THREADS, Condition, Scheduler
-from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Part
-from raycache.errors import Changed, RaycacheError, SourceUnavailable, Unavailable
+from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed
+from raycache.errors import Changed, RaycacheError, Unavailable
+from raycache.store.contents import WrittenFiles
 from raycache.store.counters import Counters
 from raycache.store.fetchqueue import NO_LIMITS, FetchQueue, Job, SourceLimits
 from raycache.store.flight import Flight
+from raycache.store.parts import Came, PartReader, Where
 from raycache.store.peers import About, Peers
 from raycache.store.tiers import Kept, Tiers
 from raycache.ufs.sources import Sources
@@ -53,6 +55,7 @@ class BlockStore:
         fetchers: int,
         scheduler: Scheduler = THREADS,
         peers: Peers | None = None,
+        written: WrittenFiles | None = None,
         limits: SourceLimits = NO_LIMITS,
     ) -> None:
         self._scheduler = scheduler
@@ -61,6 +64,7 @@ class BlockStore:
         """Told of each block that was filled, with its dataset. Set before ``start``."""
         self.tiers = tiers
         self._sources = sources
+        self._parts = PartReader(sources, self._peers, written)
         self._counters = Counters()
         self._missed: dict[str, int] = {}
         self._flights: OrderedDict[bytes, Flight] = OrderedDict()
@@ -387,56 +391,48 @@ class BlockStore:
             self._complete.append(flight)
             self._seals.notify()
 
-    def _read_part(self, flight: Flight, part: Part) -> tuple[Buffer, bool]:
-        """From the source, or through the worker that the block belongs to; and whether it was that."""
-        plan = flight.plan
-        other = None if flight.direct else self._peers.reads_through(plan.block_id)
-        if other is not None:
-            data = self._peers.read(other, Fetch(plan.block_id, plan.pack(), part.block_offset, part.length, False))
-            if data is not None:
-                return data, True
-            with self._lock:
-                self._counters.peer_failures += 1
-        return self._sources.call(
-            plan.dataset, lambda ufs: ufs.get(part.path, part.file_offset, part.length, part.etag)
-        ), False
-
     def _fetch_part(self, job: Job) -> None:
+        """Fetch a part, and with one of a written file the others of the block: they are one call to the master."""
         flight, number, _ = job
-        part = flight.plan.parts[number]
-        error: Exception | None = None
-        data: Any = b""
-        through = False
-        try:
-            data, through = self._read_part(flight, part)
-            if len(data) != part.length:  # a store or a proxy between that says it sent all
-                error = SourceUnavailable(
-                    f"{flight.plan.dataset}: {part.path}: {len(data)} bytes came of {part.length}; read it again"
-                )
-        except RaycacheError as known:
-            error = known
-        except BaseException as unknown:  # noqa: BLE001 - a fetcher that died would leave its readers waiting
-            error = SourceUnavailable(f"{flight.plan.dataset}: {part.path}: {type(unknown).__name__}: {unknown}")
+        plan, numbers = flight.plan, [number]
+        owner = None if flight.direct else self._parts.owner(plan)
+        through = None if owner is None else self._parts.through(owner, plan, number)
+        if through is None and plan.parts[number].is_written:
+            with self._lock:
+                numbers += flight.begin_written()
+        came = [through] if through is not None else self._parts.read(plan, numbers)
         with self._lock:
-            self._queue.done(job, elsewhere=through)
-            self._counters.ufs_requests += not through
-            if error is None:
-                self._counters.peer_bytes += part.length if through else 0
-                self._counters.ufs_bytes += 0 if through else part.length
-                before = flight.fetched_bytes
-                flight.arrived(number, data)  # adds nothing where the block has come whole meanwhile
-                self._probe_bytes += 0 if flight.filling else flight.fetched_bytes - before
-            else:
-                self._counters.ufs_errors += 1
-                self._counters.changed += isinstance(error, Changed)
-                flight.failed(number, error)
+            self._queue.done(job, elsewhere=came[0].where is not Where.SOURCE)
+            self._counters.peer_failures += owner is not None and through is None
+            for each, one in zip(numbers, came, strict=True):
+                self._took(flight, each, one)
             self._arrival.notify_all()
             if not flight.filling or flight.sealing:
                 return
+            has_failed = any(one.error is not None and not isinstance(one.error, Changed) for one in came)
             if flight.is_complete:
                 self._start_seal(flight)
-            elif error is not None and not isinstance(error, Changed) and not (flight.is_whole or flight.pulling):
+            elif has_failed and not (flight.is_whole or flight.pulling):
                 self._give_up(flight)
+
+    def _took(self, flight: Flight, number: int, came: Came) -> None:
+        """A part has come, or has not."""
+        self._count(came)
+        if came.error is None:
+            before = flight.fetched_bytes
+            flight.arrived(number, came.data)  # adds nothing where the block has come whole meanwhile
+            self._probe_bytes += 0 if flight.filling else flight.fetched_bytes - before
+        else:
+            flight.failed(number, came.error)
+
+    def _count(self, came: Came) -> None:
+        counters, size_bytes = self._counters, len(came.data)
+        counters.ufs_requests += came.where is Where.SOURCE
+        counters.ufs_errors += came.error is not None
+        counters.changed += isinstance(came.error, Changed)
+        counters.peer_bytes += size_bytes if came.where is Where.PEER else 0
+        counters.ufs_bytes += size_bytes if came.where is Where.SOURCE else 0
+        counters.written_bytes += size_bytes if came.where is Where.WRITTEN else 0
 
     def _give_up(self, flight: Flight) -> None:
         """The source failed in the middle of a fill: fetch no more of it than readers ask for."""

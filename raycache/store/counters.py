@@ -19,6 +19,9 @@ class Counters:
     ufs_requests: int = 0
     ufs_bytes: int = 0
     ufs_errors: int = 0
+    """Parts that did not come, from wherever."""
+    written_bytes: int = 0
+    """Bytes of files that were written here: from segments, wherever they lie."""
     peer_blocks: int = 0
     """Blocks fetched whole from another worker that had them."""
     peer_bytes: int = 0

@@ -109,6 +109,13 @@ class Flight:
                 return number
         return None
 
+    def begin_written(self) -> list[int]:
+        """Begin all parts of written files that nobody took, where the whole block is wanted."""
+        if not self.filling or self.pulling:
+            return []
+        written = (number for number, part in enumerate(self.plan.parts) if part.is_written)
+        return [number for number in written if self.begin(number)]
+
     def arrived(self, number: int, data: Buffer) -> None:
         """A part is here."""
         del self._states[number]

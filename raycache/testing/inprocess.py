@@ -44,6 +44,7 @@ from raycache.meta.catalog import Catalog
 from raycache.meta.metadata import Metadata
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
+from raycache.store.contents import WrittenFiles
 from raycache.store.directory import Directory
 from raycache.store.segmentfile import NodeSegments
 from raycache.store.segments import SegmentStore
@@ -185,12 +186,13 @@ class _FutureCall:
 class InProcessPool:
     """A WorkerPool over block stores; counts its calls. A lost worker is replaced by an empty one when asked anew."""
 
-    def __init__(self, make: Callable[[], BlockStore], workers: int) -> None:
+    def __init__(self, make: Callable[[str], BlockStore], workers: int) -> None:
+        """``make``: a worker's store, by its id."""
         self.calls = 0
         self._make = make
         self._lock = threading.Lock()
         self._names = [f"worker-{number}" for number in range(workers)]
-        self.stores: dict[str, BlockStore] = {name: make() for name in self._names}
+        self.stores: dict[str, BlockStore] = {name: make(name) for name in self._names}
         self.slow: dict[str, threading.Event] = {}
         """Workers that answer when their event is set, or after SLOW_MAX_S."""
         self._callers = ThreadPoolExecutor(CALLS_MAX, "call")
@@ -201,7 +203,7 @@ class InProcessPool:
             if refresh:
                 for name in self._names:
                     if name not in self.stores:
-                        self.stores[name] = self._make()
+                        self.stores[name] = self._make(name)
         return [Worker(name, 1 << 20, local=True) for name in self._names]
 
     def replicas(self, dataset: str) -> int:
@@ -268,9 +270,11 @@ class InProcessPool:
 class InProcessSegments:
     """Segments of all workers of an InProcessPool, on disk: a client.segments.SegmentCalls; counts its calls."""
 
-    def __init__(self, pool: InProcessPool, base: Path, tree: TreeApi, sources: Sources, quota_bytes: int) -> None:
+    pool: InProcessPool
+
+    def __init__(self, base: Path | None, tree: TreeApi, sources: Sources, quota_bytes: int) -> None:
+        """``base``: gets a directory for each worker. Set ``pool`` before use."""
         self.calls = 0
-        self._pool = pool
         self._base = base
         self._tree = tree
         self._sources = sources
@@ -279,22 +283,23 @@ class InProcessSegments:
 
     def store(self, worker_id: str) -> SegmentStore:
         """The segments of a worker that lives. Raises WorkerLost."""
-        if worker_id not in self._pool.stores:
+        if worker_id not in self.pool.stores:
             self._stores.pop(worker_id, None)
             raise WorkerLost(f"{worker_id} is gone")
         if worker_id not in self._stores:
-            store = self._stores[worker_id] = SegmentStore([self._base / worker_id], self._quota_bytes)
+            directories = [] if self._base is None else [self._base / worker_id]
+            store = self._stores[worker_id] = SegmentStore(directories, self._quota_bytes)
             store.worker_id = worker_id
             store.open()
         return self._stores[worker_id]
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """See SegmentCalls."""
-        return self._pool.workers(refresh)
+        return self.pool.workers(refresh)
 
     def homes(self) -> Sequence[Home]:
         """See SegmentCalls."""
-        return [self.store(worker.worker_id).home() for worker in self._pool.workers()]
+        return [self.store(worker.worker_id).home() for worker in self.pool.workers()]
 
     def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
         """See SegmentCalls."""
@@ -360,22 +365,23 @@ class InProcessCache:
         self.memory = PlainMemory()
         self.sources = Sources(self.metadata.access, limits)
 
-        def make() -> BlockStore:
+        def make(name: str) -> BlockStore:
             accounts = Accounts()
             tiers = Tiers(self.memory, quota_bytes, directories(accounts), accounts)
-            store = BlockStore(tiers, self.sources, fetchers)
+            written = None if segments is None else self._written(name, limits.request_timeout_s)
+            store = BlockStore(tiers, self.sources, fetchers, written=written)
             store.configure(self.metadata.retentions.all())
             store.start()
             return store
 
-        self.pool = InProcessPool(make, workers)
+        self.segment_calls = InProcessSegments(segments, self.metadata.tree, self.sources, write_quota)
+        self.pool = self.segment_calls.pool = InProcessPool(make, workers)
         self.master = InProcessMaster(self.metadata, lambda: View(workers=tuple(self.pool.workers())), self._tell)
         self.namespace = Namespace(self.master)
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
         self.files = FileSystem(self.namespace, self.reader)
         self.keeping = Keeping(self.namespace, self.master, self.pool)
         if segments is not None:
-            self.segment_calls = InProcessSegments(self.pool, segments, self.metadata.tree, self.sources, write_quota)
             self.segments = Segments(self.segment_calls, NodeSegments(), self.namespace, self.reader, timeout_s=10)
 
     def __enter__(self) -> InProcessCache:
@@ -388,6 +394,12 @@ class InProcessCache:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _written(self, worker_id: str, source_s: float) -> WrittenFiles:
+        def here(ranges: Sequence[SegmentRange]) -> Sequence[Buffer | Failed]:
+            return self.segment_calls.store(worker_id).read(ranges)
+
+        return WrittenFiles(self.metadata.tree.contents, here, self.segment_calls, self.sources, source_s)
 
     def refresh_tree(self, uri: str, show: Callable[[ListingJob], object] = lambda _: None) -> ListingJob:
         """See client.treerefresh."""
