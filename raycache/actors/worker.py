@@ -227,7 +227,7 @@ class WorkerActor:
     def _access(self, dataset: str) -> SourceAccess:
         return self._ask_master("access", dataset)  # type: ignore[no-any-return]
 
-    def _ask_tree(self, verbs: list[Verb]) -> list[Any | Failed]:
+    def _ask_tree(self, verbs: Sequence[Verb]) -> list[Any | Failed]:
         return self._ask_master("tree", verbs)  # type: ignore[no-any-return]
 
     def _ask_master(self, method: str, *args: Any) -> Any:

@@ -167,6 +167,15 @@ class Etags:
         packed = bytes(self._bytes[self._at[row] : self._at[row + 1]])
         return f'"{packed.hex()}"' if len(packed) == DIGEST_BYTES else packed.removeprefix(b"\0").decode()
 
+    def begin_with(self, text: bytes) -> NDArray[np.bool_]:
+        """Which rows have a version that begins with a text, other than a digest."""
+        if self._is_digests:
+            return np.zeros(len(self), bool)
+        found: NDArray[np.bool_] = pc.or_(
+            pc.starts_with(self._packed, text), pc.starts_with(self._packed, b"\0" + text)
+        ).to_numpy(zero_copy_only=False)
+        return found
+
     def slice(self, start: int, stop: int) -> pa.BinaryArray:
         """Packed versions of consecutive rows."""
         rows = self._packed.slice(start, stop - start)

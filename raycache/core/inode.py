@@ -37,7 +37,8 @@ Place = int | tuple[str, str]
 """What a verb is about: an inode number, or a dataset and a path inside it (links on the way are not followed)."""
 EXTENTS_MAX = 4096
 """Most extents of one file; who writes more scattered than that copies what lies between."""
-_CONTENT = "rc:"
+CONTENT_MARK = "rc:"
+"""How the version of a written file begins, in manifests and plans."""
 
 
 class Attr(NamedTuple):
@@ -131,14 +132,14 @@ def split_ino(ino: int) -> tuple[int, int | None]:
 
 def content_etag(ino: int, version: int) -> str:
     """Version of a written file as manifests and plans have it."""
-    return f"{_CONTENT}{ino:x}:{version:x}"
+    return f"{CONTENT_MARK}{ino:x}:{version:x}"
 
 
 def parse_content_etag(etag: str) -> tuple[int, int] | None:
     """Number and version, or None for a version of a source."""
-    if not etag.startswith(_CONTENT):
+    if not etag.startswith(CONTENT_MARK):
         return None
-    ino, _, version = etag[len(_CONTENT) :].partition(":")
+    ino, _, version = etag[len(CONTENT_MARK) :].partition(":")
     return int(ino, 16), int(version, 16)
 
 

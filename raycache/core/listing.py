@@ -5,8 +5,9 @@ Not responsible for: fetching a listing, or numbering directories (the catalog d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,18 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 """One level of a directory, as an under file system lists it. ``etag`` names the version; empty if there is none."""
+
+
+class Beside(NamedTuple):
+    """What is known of a directory beside a listing."""
+
+    rows: NDArray[np.integer[Any]]
+    """Rows that stay as they are, whatever the listing says."""
+    dir_ids: Mapping[bytes, int]
+    """Ids that directories have, by name, where a row with another id is not the same one."""
+
+
+NOTHING_BESIDE = Beside(np.zeros(0, np.uint32), {})
 
 
 def prepare_listing(listing: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
@@ -77,14 +90,19 @@ def build(directory: Directory, listing: pa.RecordBatch, dir_ids: NDArray[np.uin
 
 
 def append(
-    old: Manifest, listing: pa.RecordBatch, dir_ids: NDArray[np.uint64], listed_ns: int, hidden: int
+    old: Manifest,
+    listing: pa.RecordBatch,
+    dir_ids: NDArray[np.uint64],
+    listed_ns: int,
+    hidden: int,
+    beside: Beside = NOTHING_BESIDE,
 ) -> Manifest:
     """Next version of a directory: what is gone is tombstoned, what is new or changed is appended.
 
-    ``listing``: the whole directory again, from ``prepare_listing``. ``dir_ids``: one per directory row of
-    ``new_directories(old, listing)``, in that order.
+    ``listing``: the whole directory again, from ``prepare_listing``, but for the rows ``beside`` it. ``dir_ids``: one
+    per directory row of ``new_directories(old, listing, beside)``, in that order.
     """
-    dead, fresh = compare(old, listing)
+    dead, fresh = compare(old, listing, beside)
     added = listing.take(pa.array(fresh))
     is_dir = _flags(added)
     first, before, version = old.row_count, old.columns, old.directory.version + 1
@@ -110,9 +128,12 @@ def append(
     return Manifest(directory, columns)
 
 
-def compare(old: Manifest, listing: pa.RecordBatch) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def compare(
+    old: Manifest, listing: pa.RecordBatch, beside: Beside = NOTHING_BESIDE
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Rows of ``old`` to tombstone, and rows of ``listing`` to append."""
     gone = _marked(old.row_count, old.columns.dead_rows)
+    gone[beside.rows] = True  # as good as gone: neither compared nor tombstoned
     live = np.flatnonzero(~gone)
     found = pc.index_in(listing.column("name"), value_set=old.column("names").take(pa.array(live)))
     at = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))  # rows of the listing that have a name in old
@@ -126,13 +147,16 @@ def compare(old: Manifest, listing: pa.RecordBatch) -> tuple[NDArray[np.uint32],
         & pc.equal(old.column("etags").take(picked), pack_etags(listed.column("etag"))).to_numpy(zero_copy_only=False)
     )
     kept = (is_dir == was_dir) & (is_dir | same)
+    for here in np.flatnonzero(kept & is_dir) if beside.dir_ids else ():
+        known = beside.dir_ids.get(listed.column("name")[int(here)].as_py())
+        kept[here] = known in (None, old.child_id(int(rows[here])))
     gone[rows[kept]] = True  # not gone, but nothing to tombstone either
     return np.flatnonzero(~gone).astype(np.uint32), np.flatnonzero(~_marked(listing.num_rows, at[kept]))
 
 
-def new_directories(old: Manifest | None, listing: pa.RecordBatch) -> list[bytes]:
+def new_directories(old: Manifest | None, listing: pa.RecordBatch, beside: Beside = NOTHING_BESIDE) -> list[bytes]:
     """Names of the directories of a prepared listing that have no row yet and so need an id."""
-    rows = listing if old is None else listing.take(pa.array(compare(old, listing)[1]))
+    rows = listing if old is None else listing.take(pa.array(compare(old, listing, beside)[1]))
     names: list[bytes] = rows.column("name").filter(rows.column("is_dir")).to_pylist()
     return names
 
