@@ -51,6 +51,9 @@ class MasterActor:
         self._backups = RegularBackup(lambda: _back_up(settings, vault, limits), settings.backup_every_s)
         if settings.backup_to is not None:
             threading.Thread(target=self._backups.run, args=(threading.Event(),), name="backup", daemon=True).start()
+        threading.Thread(
+            target=self._metadata.publisher.run, args=(threading.Event(),), name="publish", daemon=True
+        ).start()
         self._published = PublishedManifests(_own_store_bytes())
         self._fleet = Fleet(settings, self._metadata.retentions.all)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()

@@ -159,8 +159,9 @@ class TreeApi(Protocol):
     # Publishing and persisting.
 
     def publish(self, dir_ids: Sequence[int]) -> list[int]:
-        """Make manifests show what was changed in directories, now; their versions then. Without this it is done within
-        a second of ``changes``."""
+        """Make manifests show what was changed in directories, now; their versions then, 0 for what was never listed:
+        its first manifest shows all. In a call with other verbs it comes after them. Without this it is done within a
+        second, later for large directories."""
         ...
 
     def extend_segment(self, segment: Segment) -> None:

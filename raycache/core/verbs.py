@@ -138,7 +138,7 @@ class TreeVerbs:
 
     def publish(self, dir_ids: Sequence[int]) -> list[int]:
         """See TreeApi."""
-        raise NotImplementedError
+        return self._ask("publish", list(dir_ids))  # type: ignore[no-any-return]
 
     def extend_segment(self, segment: Segment) -> None:
         """See TreeApi."""

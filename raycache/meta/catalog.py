@@ -216,12 +216,7 @@ class Catalog:
         somebody else published meanwhile.
         """
         with self.transaction() as db:
-            stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
-            if about.version != (stored[0] if stored else 0) + 1:
-                return None
-            about = _put_manifest(db, about, body)
-            keep_reply(db, request_id, about.version)
-        return about
+            return save_listed(db, Listed(about, body), request_id)
 
     def body(self, dir_id: int) -> bytes:
         """The stored manifest as it is, damaged or not; empty when there is none."""
@@ -356,6 +351,17 @@ def number_directories(db: sqlite3.Connection, dataset: str, paths: Sequence[str
     find = "SELECT dir_id FROM directories WHERE dataset = ? AND path = ?"
     db.executemany("INSERT OR IGNORE INTO directories (dataset, path) VALUES (?, ?)", keys)
     return [db.execute(find, key).fetchone()[0] for key in keys]
+
+
+def save_listed(db: sqlite3.Connection, listed: Listed, request_id: str | None = None) -> Directory | None:
+    """See Catalog.save_manifest; part of a transaction."""
+    about, body = listed
+    stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
+    if about.version != (stored[0] if stored else 0) + 1:
+        return None
+    about = _put_manifest(db, about, body)
+    keep_reply(db, request_id, about.version)
+    return about
 
 
 def set_last_id(db: sqlite3.Connection, last: int) -> None:

@@ -132,7 +132,7 @@ def _directories(db: sqlite3.Connection, report: Report) -> Iterator[Problem]:
 
 def _manifests(db: sqlite3.Connection, report: Report, deep: bool) -> Iterator[Problem]:
     query = (
-        "SELECT dir_id, dataset, path, version, checksum, body, changes, since_ns NOT NULL FROM manifests"
+        "SELECT dir_id, dataset, path, version, checksum, body, manifests.changes, since_ns NOT NULL FROM manifests"
         " JOIN directories USING (dir_id) JOIN bodies USING (body_id) LEFT JOIN touched USING (dir_id) ORDER BY dir_id"
     )
     for dir_id, dataset, path, version, checksum, body, changes, is_behind in db.execute(query):

@@ -112,7 +112,8 @@ def renumber_written(db: Connection, dir_id: int, new_id: int) -> None:
     for table in ("entries", "inodes", "xattrs"):
         db.execute(f"UPDATE {table} SET ino = ? WHERE ino = ?", (new, old))
     db.execute("DELETE FROM touched WHERE dir_id = ?", (dir_id,))
-    db.execute("INSERT INTO touched SELECT ?1, 0 WHERE EXISTS (SELECT 1 FROM inodes WHERE ino = ?2)", (new_id, new))
+    behind = "INSERT INTO touched (dir_id, since_ns) SELECT ?1, 0 WHERE EXISTS (SELECT 1 FROM inodes WHERE ino = ?2)"
+    db.execute(behind, (new_id, new))
 
 
 def forget_unused(db: Connection, segments: Iterable[str]) -> None:

@@ -396,7 +396,10 @@ class Inodes:
 
     def touch(self, folder: Folder) -> None:
         """What the manifest of a directory shows has changed."""
-        self.db.execute("INSERT OR IGNORE INTO touched VALUES (?, ?)", (folder.dir_id, self.now_ns))
+        self.db.execute(
+            "INSERT INTO touched (dir_id, since_ns) VALUES (?, ?) ON CONFLICT DO UPDATE SET changes = changes + 1",
+            (folder.dir_id, self.now_ns),
+        )
 
     def touch_names(self, ino: int) -> None:
         """What manifests show of a file has changed."""
@@ -440,6 +443,17 @@ class Inodes:
         if stat.S_ISREG(attr.mode):
             path = folder.below(name)
             journal.want_put(self.db, folder.dataset, path, attr.ino, attr.version, base_etag)
+
+
+def drop_nameless(db: Connection, ino: int) -> None:
+    """Forget an inode that has neither names nor holders."""
+    if db.execute(
+        "SELECT 1 FROM inodes WHERE ino = ?1 AND nlink < 1 AND NOT EXISTS (SELECT 1 FROM orphans WHERE ino = ?1)",
+        (ino,),
+    ).fetchone():
+        drop_extents(db, (ino,))
+        for table in ("inodes", "xattrs"):
+            db.execute(f"DELETE FROM {table} WHERE ino = ?", (ino,))
 
 
 def forget_directories(db: Connection, dataset: str, path: bytes) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,20 +27,20 @@ from raycache.core.entries import sizes_of
 from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
-from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable, Unavailable
+from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable
 from raycache.meta.catalog import Catalog, Listed
 from raycache.meta.lowers import Lowers
+from raycache.meta.merging import Merging
+from raycache.meta.publishing import Publisher
 from raycache.meta.recovery import keep_aside, relist_under_new_id
 from raycache.meta.refreshing import Refresher
 from raycache.meta.retentions import Retentions
 from raycache.meta.tree import Tree
 from raycache.meta.treelisting import TreeListings
-from raycache.meta.versions import next_version
 from raycache.ufs.base import Limits
 from raycache.ufs.registry import check_scheme, open_ufs
 from raycache.ufs.sources import SourceAccess, Sources
 
-_PUBLISH_TRIES = 3
 _log = logging.getLogger("raycache.master")
 LISTERS = 16
 """Directories of calls for several that are listed side by side, for all callers together."""
@@ -70,7 +69,8 @@ class Metadata:
         self._block_bytes = block_bytes
         self._now_ns = now_ns
         self._sources = Sources(self.access, limits)
-        self.listings = TreeListings(catalog, self._sources, block_bytes, now_ns)
+        self._merging = Merging(catalog, self._sources, block_bytes, now_ns)
+        self.listings = TreeListings(catalog, self._sources, block_bytes, now_ns, relist=self.refresh)
         """Recursive listings."""
         self._lost_found = lost_found
         self.rebuilt = 0
@@ -84,7 +84,10 @@ class Metadata:
         self.refresher = Refresher(catalog, self.refresh)
         self.retentions = Retentions(catalog, self.manifest, now_ns)
         """What datasets may keep."""
-        self.tree = Tree(catalog, Lowers(lambda dir_ids: self.manifests(dir_ids, self.manifest)), now_ns)
+        self.publisher = Publisher(catalog)
+        """What was written, shown to readers."""
+        lowers = Lowers(lambda dir_ids: self.manifests(dir_ids, self.manifest))
+        self.tree = Tree(catalog, lowers, now_ns, self.publisher.publish)
         """What writers see and change: a client.treeapi.TreeApi."""
 
     def datasets(self) -> list[Dataset]:
@@ -132,7 +135,7 @@ class Metadata:
             return stored
         with self._only_one(dir_id):
             stored = self._stored(dir_id)
-            return stored if stored is not None else self._list(dir_id, None)
+            return stored if stored is not None else self._merging.list(dir_id, self._stored)
 
     def manifests(self, dir_ids: Sequence[int], hand_out: Callable[[int], T]) -> list[T | Failed]:
         """Of each directory what ``hand_out`` makes of its id, or the error; those never listed are listed first.
@@ -163,7 +166,8 @@ class Metadata:
         return self._catalog.version(dir_id)
 
     def changes(self, since: int) -> tuple[int, list[int]]:
-        """See client.protocols.MasterApi.changes."""
+        """See client.protocols.MasterApi.changes. What was written and is due is among them."""
+        self.publisher.step()
         return self._catalog.changes(since)
 
     def newest_change(self) -> int:
@@ -183,7 +187,7 @@ class Metadata:
             told = self._catalog.reply(request_id)
             if told is not None:
                 return int(told)
-            return self._list(dir_id, self._stored(dir_id), request_id).directory.version
+            return self._merging.list(dir_id, self._stored, request_id).directory.version
 
     def status(self) -> list[dict[str, Any]]:
         """Per dataset: how much of it is known, and what it may keep. Holds no options."""
@@ -272,21 +276,6 @@ class Metadata:
                 "the listing of %s was damaged (%s) and is made anew: directory %d is %d now, what was stored is in %s",
                 paths.join(dataset.source, path), problem, dir_id, new_id, self._lost_found,
             )  # fmt: skip
-
-    def _list(self, dir_id: int, old: Manifest | None, request_id: str | None = None) -> Manifest:
-        dataset, path = self._catalog.directory(dir_id)
-        for _ in range(_PUBLISH_TRIES):
-            listing, hidden = prepare_listing(self._sources.call(dataset.name, lambda ufs: ufs.list_directory(path)))
-            first = Directory(dir_id, dataset.name, dataset.source, path, 1, self._now_ns(), self._block_bytes, hidden)
-            new = next_version(first, old, listing, partial(self._catalog.number_directories, dataset.name))
-            if new is None and old is not None:
-                return old
-            if new is not None:
-                saved = self._catalog.save_manifest(*Listed.of(new), request_id)
-                if saved is not None:
-                    return Manifest(saved, new.columns)
-            old = self._stored(dir_id)  # a recursive listing published it meanwhile
-        raise Unavailable(f"{paths.join(dataset.source, path)}: others keep publishing new listings of it; try again")
 
     def _covering(self, uri: str, name: str | None) -> Dataset | None:
         """The dataset that a source URI lies in: the longest match, or just an equal one when a name is asked for."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from raycache.core.inode import ROW_BITS
 from raycache.core.values import Buffer, ListingJob
 from raycache.errors import NotFound
 from raycache.meta.catalog import Catalog, number_directories, put_body, take_changes
@@ -46,6 +47,10 @@ class Staged:
     """Version that ``body`` follows, 0 for a first one."""
     body: Buffer | None
     """As in ``manifests``; None when the directory did not change."""
+
+
+_BELOW = "d.dataset = ?1 AND d.path >= ?2 AND (?3 IS NULL OR d.path < ?3)"
+_WRITTEN = f"(d.opaque OR EXISTS (SELECT 1 FROM entries WHERE parent = d.dir_id << {ROW_BITS}))"
 
 
 class JobEnded(Exception):
@@ -153,17 +158,27 @@ class Staging:
             _count(db, job_id)
 
     def vanished(self, job_id: int) -> list[int]:
-        """Listed directories below the job's that it has not found. Raises JobEnded."""
+        """Listed directories below the job's that it has not found, and nothing was written in. Raises JobEnded."""
+        query = (
+            f"SELECT dir_id FROM directories d JOIN manifests USING (dir_id) WHERE {_BELOW} AND NOT {_WRITTEN}"
+            " AND NOT EXISTS (SELECT 1 FROM staged_manifests s WHERE s.job_id = ?4 AND s.dir_id = d.dir_id)"
+        )
         with self._running(job_id) as db:
-            dataset, path = db.execute("SELECT dataset, path FROM listings WHERE job_id = ?", (job_id,)).fetchone()
-            below, stop = (path + b"/", path + b"0") if path else (b"\0", None)  # '0' follows '/'
-            rows = db.execute(
-                "SELECT dir_id FROM directories d JOIN manifests USING (dir_id) WHERE d.dataset = ?1 AND d.path >= ?2"
-                " AND (?3 IS NULL OR d.path < ?3) AND NOT EXISTS (SELECT 1 FROM staged_manifests s"
-                " WHERE s.job_id = ?4 AND s.dir_id = d.dir_id)",
-                (dataset, below, stop, job_id),
-            ).fetchall()
-        return [row[0] for row in rows]
+            return [dir_id for (dir_id,) in db.execute(query, (*_below(db, job_id), job_id))]
+
+    def written(self, job_id: int) -> list[int]:
+        """Directories of the job in which something was written: what they show is more than what the source lists.
+        Raises JobEnded."""
+        query = f"SELECT dir_id FROM directories d WHERE (d.dir_id = ?4 OR ({_BELOW})) AND {_WRITTEN} ORDER BY d.path"
+        with self._running(job_id) as db:
+            (top,) = db.execute("SELECT dir_id FROM listings WHERE job_id = ?", (job_id,)).fetchone()
+            return [dir_id for (dir_id,) in db.execute(query, (*_below(db, job_id), top))]
+
+    def written_of(self, dir_ids: Sequence[int]) -> set[int]:
+        """Those of some directories in which something was written."""
+        query = f"SELECT 1 FROM directories d WHERE dir_id = ? AND {_WRITTEN}"
+        with self._catalog.transaction() as db:
+            return {dir_id for dir_id in dir_ids if db.execute(query, (dir_id,)).fetchone()}
 
     def publish(self, job_id: int, now_ns: int) -> int:
         """Put all that is staged in the place of what was there, in one step, and count it. Raises JobEnded.
@@ -229,6 +244,12 @@ class Staging:
             if row is None or row[0] != "running":
                 raise JobEnded
             yield db
+
+
+def _below(db: sqlite3.Connection, job_id: int) -> tuple[str, bytes, bytes | None]:
+    """What _BELOW is asked with."""
+    dataset, path = db.execute("SELECT dataset, path FROM listings WHERE job_id = ?", (job_id,)).fetchone()
+    return (dataset, path + b"/", path + b"0") if path else (dataset, b"\0", None)  # '0' follows '/'
 
 
 def _count(db: sqlite3.Connection, job_id: int) -> tuple[int, int]:

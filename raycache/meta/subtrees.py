@@ -157,7 +157,11 @@ def _inodes(each: Listed, listed_ns: int) -> Iterator[tuple[object, ...]]:
 def move_paths(tree: Inodes, dataset: str, old: bytes, new: bytes) -> None:
     """Have a directory, and all below it, under another path."""
     db, here = tree.db, within(dataset, old)
-    db.execute(f"INSERT OR IGNORE INTO touched SELECT d.dir_id, ?5 FROM directories d {_WITHIN}", (*here, tree.now_ns))
+    db.execute(
+        f"INSERT INTO touched (dir_id, since_ns) SELECT d.dir_id, ?5 FROM directories d {_WITHIN}"
+        " ON CONFLICT DO UPDATE SET changes = changes + 1",
+        (*here, tree.now_ns),
+    )
     db.execute(
         f"UPDATE directories AS d SET path = CAST(?5 || substr(d.path, ?6) AS BLOB) {_WITHIN}",
         (*here, new, len(old) + 1),

@@ -57,6 +57,7 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "extend_segment": committing.extend_segment,
     "set_write_type": committing.set_write_type,
 }
+PUBLISH = "publish"
 MAKERS = ("mknod", "symlink", "put")
 """Verbs that make an inode, or may."""
 LOADS_MAX = 4096
@@ -70,8 +71,15 @@ class _Again(Exception):
 class Tree(TreeVerbs):
     """See the module."""
 
-    def __init__(self, catalog: Catalog, lowers: Lowers, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        lowers: Lowers,
+        now_ns: Callable[[], int],
+        publish: Callable[[Sequence[int]], list[int]] = lambda _: [],
+    ) -> None:
         self._catalog = catalog
+        self._publish = publish
         self._lowers = lowers
         self._now_ns = now_ns
 
@@ -96,14 +104,25 @@ class Tree(TreeVerbs):
             except _Again:
                 held = self._lowers.load(missing, held)
             else:
-                return answers
+                return [self._after(verb, answer) for verb, answer in zip(verbs, answers, strict=True)]
         raise Unavailable("the directories that this is about keep changing; try again")
+
+    def _after(self, verb: Verb, answer: Any | Failed) -> Any | Failed:
+        """The answer of a verb that is done when what the others of its call did is stored."""
+        if verb.name != PUBLISH:
+            return answer
+        try:
+            return self._publish(*verb.args)
+        except RaycacheError as error:
+            return Failed(error)
 
 
 def _answer(inodes: Inodes, verb: Verb, replies: dict[str, Any], missing: dict[int, bool]) -> Any | Failed:
     """What a verb answers, or what it was refused for. Of a change it joins ``replies``; what a verb needs and is not
     there joins ``missing``, and the answer means nothing then."""
     try:
+        if verb.name == PUBLISH:
+            return None
         if verb.name in QUESTIONS:
             return QUESTIONS[verb.name](inodes, *verb.args)
         if verb.name not in CHANGES:

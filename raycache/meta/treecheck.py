@@ -148,7 +148,7 @@ def _give_name(db: Connection, ino: int) -> str:
         found = db.execute("SELECT dir_id FROM directories WHERE dataset = ? AND path = ?", (dataset, above)).fetchone()
         parent = found[0] if found else parent
     db.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", (parent << ROW_BITS, name, ino))
-    db.execute("INSERT OR IGNORE INTO touched VALUES (?, 0)", (parent,))
+    db.execute("INSERT OR IGNORE INTO touched (dir_id, since_ns) VALUES (?, 0)", (parent,))
     if not is_dir:
         db.execute("UPDATE inodes SET nlink = 1 WHERE ino = ?", (ino,))
     return f"it is {name.decode('utf-8', 'backslashreplace')!r} now"

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -129,7 +129,10 @@ class TreeListings:
         block_bytes: int,
         now_ns: Callable[[], int],
         part_rows: int = PART_ROWS,
+        relist: Callable[[int], object] = lambda dir_id: None,
     ) -> None:
+        """``relist``: lists a directory in which something was written, and publishes it."""
+        self._relist = relist
         self._catalog = catalog
         self._staging = Staging(catalog)
         self._sources = sources
@@ -198,6 +201,7 @@ class TreeListings:
         try:
             _Listing(job, self._staging, self._sources, self._part_rows, self._stage, self._now_ns).run()
             self._stage_vanished(job)
+            self._relist_written(job)
             if job.stop.is_set():
                 raise JobEnded
             self._staging.publish(job_id, self._now_ns())
@@ -236,9 +240,13 @@ class TreeListings:
                 levels.append(_Level(one, paths.join(one.part.path, below), prepared, hidden))
         ids = self._number(job, levels)
         versions = self._staging.versions([ids[level.path] for level in levels])
+        written = self._staging.written_of([ids[level.path] for level in levels])
         staged: dict[str, list[Staged]] = {one.part.path: [] for one in found}
         for level, version in zip(levels, versions, strict=True):
-            staged[level.found.part.path].append(self._next(job, ids, level, version))
+            dir_id = ids[level.path]
+            # What was written is laid over what the source lists, at the end.
+            next_one = Staged(dir_id, version, None) if dir_id in written else self._next(job, ids, level, version)
+            staged[level.found.part.path].append(next_one)
         parts = [(one.part, staged[one.part.path]) for one in found]
         files, directories = self._staging.stage(job.about.job_id, parts, self._now_ns())
         with job.lock:
@@ -283,6 +291,24 @@ class TreeListings:
                 if new := next_version(first, old, _NOTHING, lambda _: []):
                     staged.append(Staged(dir_id, old.directory.version, Listed.of(new).body))
             self._staging.stage_vanished(job.about.job_id, staged)
+
+    def _relist_written(self, job: _Job) -> None:
+        """Directories in which something was written are listed one by one: who wins is decided as they are stored."""
+        pool = ThreadPoolExecutor(PARTS, thread_name_prefix="raycache-relist")
+        try:
+            under_way = {
+                pool.submit(self._relist_one, job, dir_id) for dir_id in self._staging.written(job.about.job_id)
+            }
+            for future in as_completed(under_way):
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _relist_one(self, job: _Job, dir_id: int) -> None:
+        if job.stop.is_set():
+            raise JobEnded
+        with suppress(NotFound):  # removed meanwhile; the source itself was found a moment ago
+            self._relist(dir_id)
 
 
 class _Listing:

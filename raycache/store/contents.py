@@ -4,8 +4,8 @@ for all that are wanted together, and each worker that has some of it is asked o
 Responsible for: putting parts together from segments here, segments elsewhere, objects of the source and holes. Not
 responsible for: files of segments (``segmentfile``), or whom to ask for one (``core.segmentsearch``).
 
-Bounds: calls last REACH_S at most; a segment that could not be had is not looked for again for AVOID_S, so that those
-of a worker that is gone do not keep all fetchers busy. Threading: safe.
+Bounds: asking others lasts REACH_S at most; a segment that could not be had is not looked for again for AVOID_S, so
+that those of a worker that is gone do not keep all fetchers busy. Threading: safe.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ class WrittenFiles:
         holders: Holders,
         sources: Sources,
         source_s: float,
+        reach_s: float = REACH_S,
         scheduler: Scheduler = THREADS,
     ) -> None:
-        """``here``: ranges of segments of this worker. ``source_s``: how long reading an object may take."""
+        """``here``: ranges of segments of this worker. ``source_s``: how long reading an object may take, ``reach_s``:
+        asking other workers."""
+        self._reach_s = reach_s
         self._resolve = resolve
         self._here = here
         self._holders = holders
@@ -88,7 +91,7 @@ class WrittenFiles:
         with self._lock:
             avoided = {each.segment for each in missing.values() if self._avoided.get(each.segment, 0.0) > now}
         wanted = {at: each for at, each in missing.items() if each.segment not in avoided}
-        found = find_ranges(self._holders, wanted, REACH_S, self._scheduler)
+        found = find_ranges(self._holders, wanted, self._reach_s, self._scheduler)
         late = Failed(Unavailable("its worker did not answer just now; read it again in a while"))
         made.found |= dict.fromkeys(missing, late) | found
         failed = {each.segment for at, each in wanted.items() if _is_unavailable(found[at])}
