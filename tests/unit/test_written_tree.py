@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from raycache.core.inode import (
     Segment,
     Verb,
 )
+from raycache.core.manifest import Manifest
 from raycache.core.values import Failed
 from raycache.errors import (
     Changed,
@@ -31,7 +32,9 @@ from raycache.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    SourceUnavailable,
 )
+from raycache.meta import lowers as lowers_module
 from raycache.meta.lowers import Lowers
 from raycache.meta.tree import Tree
 
@@ -455,3 +458,37 @@ def test_segments_are_known_while_files_need_them(cache: Cache) -> None:
     tree.unlink(ROOT, b"new")
     assert tree.known_segments("other", ["s"]) == [False]
     assert cache.rows("SELECT * FROM segments") == []
+
+
+def test_a_listing_that_cannot_be_had_fails_those_that_need_it(cache: Cache) -> None:
+    manifest = cache.metadata.manifest
+
+    def load(dir_ids: Sequence[int]) -> list[Manifest | Failed]:
+        return [manifest(one) if one == cache.root_id else Failed(SourceUnavailable("away")) for one in dir_ids]
+
+    tree = Tree(cache.catalog, Lowers(load), lambda: 1)
+    needs_it, does_not, needs_it_too = tree.apply(
+        [
+            Verb("mknod", (("data", "sub"), b"x", FILE, 0, 0, 0)),
+            Verb("mknod", (ROOT, b"x", FILE, 0, 0, 0)),
+            Verb("rename", (ROOT, b"sub", ROOT, b"y")),
+        ]
+    )
+    for answer in (needs_it, needs_it_too):
+        assert isinstance(answer, Failed)
+        assert isinstance(answer.error, SourceUnavailable)
+    assert tree.lookup(ROOT, b"x") == does_not
+
+
+def test_listings_are_kept_within_bounds(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowers_module, "COUNT_MAX", 2)
+    lowers = Lowers(lambda dir_ids: [cache.metadata.manifest(dir_id) for dir_id in dir_ids])
+    ids = [cache.root_id, *(cache.tree.getattr(("data", path)).ino >> 32 for path in ("sub", "sub/deep"))]
+    held = lowers.load(dict.fromkeys(ids, True), {})
+    assert sorted(held) == sorted(ids)
+    assert [lowers.find(dir_id) is not None for dir_id in sorted(ids)] == [False, True, True]
+    monkeypatch.setattr(lowers_module, "BYTES_MAX", 0)
+    lowers.load({ids[0]: False}, {})
+    assert [lowers.find(dir_id) is not None for dir_id in sorted(ids)] == [True, False, False]
+    monkeypatch.setattr(lowers_module, "CALL_BYTES_MAX", 0)
+    refused(errno.E2BIG, lowers.load, {ids[0]: False}, {})
