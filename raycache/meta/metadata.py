@@ -27,9 +27,11 @@ from raycache.core.arguments import check_refresh_every
 from raycache.core.entries import sizes_of
 from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
+from raycache.core.persisting import Behind
 from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
 from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable, Unavailable
 from raycache.meta.catalog import Catalog, Listed
+from raycache.meta.handout import Handout
 from raycache.meta.lowers import Lowers
 from raycache.meta.recovery import keep_aside, relist_under_new_id
 from raycache.meta.refreshing import Refresher
@@ -86,6 +88,8 @@ class Metadata:
         """What datasets may keep."""
         self.tree = Tree(catalog, Lowers(lambda dir_ids: self.manifests(dir_ids, self.manifest)), now_ns)
         """What writers see and change: a client.treeapi.TreeApi."""
+        self.handout = Handout(catalog, now_ns)
+        """What the sources have not got yet."""
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
@@ -189,6 +193,7 @@ class Metadata:
         """Per dataset: how much of it is known, and what it may keep. Holds no options."""
         found = []
         pinned = self.retentions.pinned_bytes()
+        behind = self.handout.status()
         for dataset in self._catalog.datasets():
             known, listed = self._catalog.counts(dataset.name)
             found.append(
@@ -202,6 +207,8 @@ class Metadata:
                     "refresh_every_s": dataset.refresh_every_s,
                     "retention": dataset.retention.as_json(),
                     "pinned_bytes": pinned.get(dataset.name, 0) * dataset.retention.replicas,
+                    "write_type": dataset.write_type,
+                    "behind": behind.get(dataset.name, Behind()).as_json(),
                     **self.refresher.about(dataset.name),
                 }
             )

@@ -37,18 +37,8 @@ ERROR_MAX = 500
 _log = logging.getLogger("raycache.store")
 
 
-class Exchange(Protocol):
-    """See meta.handout.Handout.exchange."""
-
-    def __call__(
-        self,
-        worker_id: str,
-        process: str,
-        turn: int,
-        outcomes: Sequence[Outcome],
-        under_way: Sequence[tuple[str, str]],
-        want: int,
-    ) -> list[Task]: ...
+Exchange = Callable[[str, str, int, Sequence[Outcome], Sequence[tuple[str, str]], int], list[Task]]
+"""See meta.handout.Handout.exchange."""
 
 
 class Keeper(Protocol):
