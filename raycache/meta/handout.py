@@ -55,8 +55,9 @@ from raycache.meta.tasks import (
     waits_for,
 )
 
-LEASE_NS = 60 * 10**9
-"""How long a worker may be silent and keep what it is at; it calls every second or so."""
+LEASE_NS = 150 * 10**9
+"""How long a worker may be silent and keep what it is at; it calls every second or so. After a call it has at least
+four fifths of this: time to begin (store.persisting.BEGIN_S) and for a request to end."""
 AWAY_NS = 30 * 10**9
 """A worker that has not called for so long is away: nothing waits for what only it can do."""
 BACKOFF_NS, BACKOFF_MAX_NS = 500_000_000, 30 * 10**9
@@ -108,6 +109,8 @@ class Handout:
             known = self._turns.get(worker_id)
             if known is not None and known[0] == process and turn <= known[1]:
                 return []  # overtaken by the worker's next call
+            if not self._called_ns:  # the master has just started: workers that were at it can say so
+                db.execute("UPDATE pending SET not_before_ns = ? WHERE lease != ''", (now_ns + LEASE_NS,))
             if known is None or known[0] != process:
                 _free_others(db, worker_id, lease)
             if now_ns - self._called_ns.get(worker_id, 0) > AWAY_NS:
@@ -306,7 +309,7 @@ def _renew(db: Connection, lease: str, under_way: Sequence[tuple[str, str]], now
     ).fetchall():
         if (dataset, path) not in at:
             db.execute("UPDATE pending SET lease = '', not_before_ns = 0 WHERE seq = ?", (seq,))
-        elif until_ns - now_ns < LEASE_NS // 2:
+        elif until_ns - now_ns < LEASE_NS * 4 // 5:
             db.execute("UPDATE pending SET not_before_ns = ? WHERE seq = ?", (now_ns + LEASE_NS, seq))
 
 
