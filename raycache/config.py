@@ -172,6 +172,10 @@ class Settings(BaseSettings):
     """Of these, requests to one source. None: all. A quarter of them is kept from background fills."""
     source_bytes_per_s: Size | None = Field(default=None, gt=0)
     """What one worker may fetch from one source in a second: ``"200MB"``. None: as much as comes."""
+    persist_concurrency: int = Field(default=16, ge=1, le=1024)
+    """Files that one worker brings to their sources at once."""
+    stop_wait_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """How long the end of a cache waits for what its sources have not got yet; what is left stays on the disks."""
     connect_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """How long to wait for Ray, and for an under file system to accept a connection."""
     request_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)

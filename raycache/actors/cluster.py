@@ -30,6 +30,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
+from raycache.client.persisting import Persisting
 from raycache.client.protocols import Call, Ended
 from raycache.client.reader import Reader
 from raycache.client.segments import Segments
@@ -206,6 +207,7 @@ class Cluster:
         keep_renewing(self.reader, self.pool.kept, THREADS)
         calls = RemoteSegments(self.pool.workers, self.pool.handle, master.tree.segment_places)
         self.segments = Segments(calls, NodeSegments(), self.namespace, self.reader, settings.read_timeout_s)
+        self.persisting = Persisting(self.namespace, master, master.tree)
         self.keeping = Keeping(self.namespace, master, self.keepers)
 
     @staticmethod

@@ -17,8 +17,9 @@ from raycache.actors.fleet import Fleet, store_bytes
 from raycache.actors.names import METHOD_TIMEOUT_S
 from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
 from raycache.config import Settings
-from raycache.core.inode import Verb
+from raycache.core.inode import Place, Verb
 from raycache.core.membership import View
+from raycache.core.persisting import Behind, Task
 from raycache.core.values import Dataset, Failed, ListingJob
 from raycache.meta.backup import Backup, RegularBackup, back_up
 from raycache.meta.catalog import Catalog
@@ -138,6 +139,18 @@ class MasterActor:
     def tree(self, verbs: Sequence[Verb]) -> list[Any | Failed]:
         """See client.treeapi.TreeApi.apply."""
         return self._metadata.tree.apply(verbs)
+
+    def persist(self, *call: Any) -> list[Task]:
+        """See Handout.exchange."""
+        return self._metadata.handout.exchange(*call)
+
+    def wait_persisted(self, places: Sequence[Place], wait_s: float) -> Behind:
+        """See Handout.wait."""
+        return self._metadata.handout.wait(places, wait_s)
+
+    def overwrite_conflicts(self, dataset: str, path: str) -> int:
+        """See Handout.overwrite."""
+        return self._metadata.handout.overwrite(dataset, path)
 
     def view(self) -> View:
         """See Fleet.view."""

@@ -15,9 +15,10 @@ from raycache.client.patience import ask_until_there
 from raycache.client.treeapi import TreeApi
 from raycache.config import Settings
 from raycache.core import archive
-from raycache.core.inode import Verb
+from raycache.core.inode import Place, Verb
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
+from raycache.core.persisting import Behind
 from raycache.core.values import Dataset, Failed, ListingJob
 from raycache.core.verbs import TreeVerbs
 from raycache.errors import ClusterUnavailable, WorkerLost
@@ -102,6 +103,14 @@ class RemoteMaster:
     def refresh(self, dir_id: int) -> int:
         """See MasterApi."""
         return self._call("refresh", dir_id, _request_id())  # type: ignore[no-any-return]
+
+    def wait_persisted(self, places: Sequence[Place], wait_s: float) -> Behind:
+        """See PersistApi."""
+        return self._call("wait_persisted", list(places), wait_s)  # type: ignore[no-any-return]
+
+    def overwrite_conflicts(self, dataset: str, path: str) -> int:
+        """See PersistApi."""
+        return self._call("overwrite_conflicts", dataset, path)  # type: ignore[no-any-return]
 
     def start_listing(self, dir_id: int) -> int:
         """See ListingsApi."""

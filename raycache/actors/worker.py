@@ -26,6 +26,7 @@ from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.inode import Verb
 from raycache.core.membership import Report, View
+from raycache.core.persisting import Task
 from raycache.core.retention import Retention
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
@@ -33,12 +34,14 @@ from raycache.core.waits import ReaderWaits, WaitTable
 from raycache.errors import WorkerLost
 from raycache.store.accounts import Accounts
 from raycache.store.blocks import Answer, BlockStore
+from raycache.store.carrying import ExtentReader
 from raycache.store.contents import WrittenFiles
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
+from raycache.store.persisting import Persister
 from raycache.store.pressure import MemoryWatch
 from raycache.store.segments import NAME as SEGMENTS
 from raycache.store.segments import SegmentStore, claim_directory
@@ -92,10 +95,15 @@ class WorkerActor:
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, bytes_at.address)
         self._tending = Tending(tiers)
+        self._persister = Persister(
+            self._exchange, sources, ExtentReader(self._segments.read, sources), self._segments,
+            settings.persist_concurrency,
+        )  # fmt: skip
         self._waits, self._waits_lock = WaitTable(), threading.Lock()
         self._store.start()
         self._mover.start()
         self._tending.start()
+        self._persister.start()
         bytes_at.start()
         self._watch.start()
         self._ask_for_a_round()
@@ -132,7 +140,7 @@ class WorkerActor:
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """See BlockStore.status."""
-        about = {"pid": os.getpid(), "segments": self._segments.status()}
+        about = {"pid": os.getpid(), "segments": self._segments.status(), "persisting": self._persister.status()}
         return {**about, **self._store.status(), **self._watch.status()}
 
     @ray.method(concurrency_group="control")
@@ -162,7 +170,7 @@ class WorkerActor:
         """See BlockStore.configure and Mover.adopt. ``retentions``: None while this worker's share is not known."""
         if retentions is not None:
             self._store.configure(retentions)
-        self._segments.worker_id = me or self._segments.worker_id
+        self._segments.worker_id = self._persister.worker_id = me or self._segments.worker_id
         return self._mover.adopt(view, me, settled)
 
     @ray.method(concurrency_group="control")
@@ -239,6 +247,11 @@ class WorkerActor:
             return get(getattr(master, method).remote(*args), METHOD_TIMEOUT_S, "the raycache master")
 
         return ask_until_there(ask, "the raycache master", METHOD_TIMEOUT_S)
+
+    def _exchange(self, *call: Any) -> list[Task]:
+        master: Any = ray.get_actor(MASTER, namespace=self._settings.namespace)
+        tasks: list[Task] = get(master.persist.remote(*call), METHOD_TIMEOUT_S, "the raycache master")
+        return tasks
 
 
 def _fresh_id() -> str:

@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from raycache.core.inode import Place
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
+from raycache.core.persisting import Behind
 from raycache.core.values import Dataset, Failed, Fetch, Freed, ListingJob, Served, Worker
 from raycache.errors import WorkerLost
 
@@ -82,6 +84,27 @@ class ListingsApi(Protocol):
 
     def cancel_listing(self, job_id: int) -> None:
         """End such a job, with nothing published. Nothing happens when it has ended already."""
+        ...
+
+
+class PersistApi(Protocol):
+    """What sources have not got yet. Raises ClusterUnavailable as MasterApi does."""
+
+    def wait_persisted(self, places: Sequence[Place], wait_s: float) -> Behind:
+        """Have what is behind of files, and of paths with all below them, brought to the source soon, and wait for it
+        up to ``wait_s``, 5 at most; what is behind then. Returns sooner when all that is left is stuck.
+
+        A place that nothing is behind of, or that is not there, is no error.
+        """
+        ...
+
+    def overwrite_conflicts(self, dataset: str, path: str) -> int:
+        """Decide conflicts at and below a path for what was written here: it is put over what the source was found to
+        have. How many there were. What has changed in the source since then is a conflict again."""
+        ...
+
+    def refresh(self, dir_id: int) -> int:
+        """See MasterApi."""
         ...
 
 

@@ -180,6 +180,14 @@ class TreeApi(Protocol):
         """Segments that a worker has as far as is known, in order, from the first that is greater than ``after`` on."""
         ...
 
+    def discard_conflicts(self, place: Place) -> list[int]:
+        """Decide conflicts at and below a path for what the source has: what was written under these names is lost.
+
+        For each of them the id of its directory, which is to be refreshed; 0 where that is gone. Raises InvalidInput
+        for a number.
+        """
+        ...
+
     def set_write_type(self, dataset: str, write_type: str) -> None:
         """``cache``, ``through`` or ``async``. Raises InvalidInput, NotFound."""
         ...

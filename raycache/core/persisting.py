@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raycache.core.inode import Content, Extent
 
@@ -98,11 +98,17 @@ class Behind(NamedTuple):
     """Deletions, and directories."""
     failing: int = 0
     """Of all these, how many have failed the last time that they were tried, conflicts too."""
+    stuck: int = 0
+    """Of those, how many have failed several times, and will again unless somebody does something."""
     conflicts: int = 0
     oldest_ns: int = 0
     """Since when the first of them is behind; 0: none is."""
     troubles: tuple[Trouble, ...] = ()
     """Some of those that fail, conflicts first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """With the names of its parts."""
+        return {**self._asdict(), "troubles": [trouble._asdict() for trouble in self.troubles]}
 
     @property
     def paths(self) -> int:

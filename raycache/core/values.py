@@ -30,6 +30,8 @@ class Dataset:
     """How often the master lists its directories anew; 0 is never."""
     retention: Retention = field(default_factory=Retention)
     """What of it is kept; without ``pinned_blocks``."""
+    write_type: str = "async"
+    """When what is written gets to the source: ``cache`` (never), ``through`` (before close returns) or ``async``."""
 
 
 @dataclass(frozen=True, slots=True)

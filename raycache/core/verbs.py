@@ -156,6 +156,10 @@ class TreeVerbs:
         """See TreeApi."""
         return self._ask("segments_of", worker_id, after, count)  # type: ignore[no-any-return]
 
+    def discard_conflicts(self, place: Place) -> list[int]:
+        """See TreeApi. To do it twice does no harm."""
+        return self._ask("discard_conflicts", place)  # type: ignore[no-any-return]
+
     def set_write_type(self, dataset: str, write_type: str) -> None:
         """See TreeApi."""
         self._change("set_write_type", dataset, write_type)

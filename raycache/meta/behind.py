@@ -14,6 +14,7 @@ _COUNTS = """
     SELECT count(*) FILTER (WHERE kind = 'put'),
         coalesce(sum((SELECT size_bytes FROM inodes WHERE inodes.ino = pending.ino)), 0),
         count(*) FILTER (WHERE kind != 'put'), count(*) FILTER (WHERE error != ''),
+        count(*) FILTER (WHERE conflict = 1 OR (aside != 0 AND tries >= 3)),
         count(*) FILTER (WHERE conflict = 1), coalesce(min(since_ns), 0)
     FROM pending"""
 
@@ -59,6 +60,7 @@ def _sum(one: Behind, other: Behind) -> Behind:
         one.size_bytes + other.size_bytes,
         one.others + other.others,
         one.failing + other.failing,
+        one.stuck + other.stuck,
         one.conflicts + other.conflicts,
         min(oldest, default=0),
         (one.troubles + other.troubles)[:TROUBLES_MAX],

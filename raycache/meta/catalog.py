@@ -370,14 +370,16 @@ def set_last_id(db: sqlite3.Connection, last: int) -> None:
         db.execute("INSERT INTO sqlite_sequence VALUES ('directories', ?)", (last,))
 
 
-_DATASET = "name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas"
+_DATASET = (
+    "name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas, write_type"
+)
 
 
 def _dataset(row: Sequence[Any], pins: Iterable[tuple[str, bytes]]) -> Dataset:
     mine = tuple(path.decode("utf-8", "surrogateescape") for dataset, path in pins if dataset == row[0])
-    name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas = row
+    name, source, root_id, attached_ns, refresh_every_s, eviction, quota_bytes, ttl_s, priority, replicas, kind = row
     retention = Retention(eviction, quota_bytes, ttl_s, priority, replicas, mine)
-    return Dataset(name, source, root_id, attached_ns, refresh_every_s, retention)
+    return Dataset(name, source, root_id, attached_ns, refresh_every_s, retention, kind)
 
 
 def _put_manifest(db: sqlite3.Connection, about: Directory, body: Buffer) -> Directory:

@@ -55,14 +55,17 @@ from raycache.meta.tasks import (
     waits_for,
 )
 
-LEASE_NS = 60 * 10**9
-"""How long a worker may be silent and keep what it is at; it calls every second or so."""
+LEASE_NS = 150 * 10**9
+"""How long a worker may be silent and keep what it is at; it calls every second or so. After a call it has at least
+four fifths of this: time to begin (store.persisting.BEGIN_S) and for a request to end."""
 AWAY_NS = 30 * 10**9
 """A worker that has not called for so long is away: nothing waits for what only it can do."""
 BACKOFF_NS, BACKOFF_MAX_NS = 500_000_000, 30 * 10**9
 """Pause after a first failure, doubled with each further one."""
 WAIT_MAX_S = 5.0
 """Longest that one call waits."""
+WAITERS = 16
+"""Calls that wait at once: each keeps a thread of the master's."""
 _SCANNED = 20_000
 """Rows looked at for one call, most of which cannot go yet."""
 _ASIDE = {CONFLICT: FAILING, REFUSED: FAILING, BLOCKED: IN_THE_WAY}
@@ -83,6 +86,7 @@ class Handout:
         """Of datasets whose source does not answer: how often it has not, and when to try again."""
         self._next = 0
         self._changed = threading.Condition()
+        self._waiters = threading.BoundedSemaphore(WAITERS)
 
     # Workers.
 
@@ -105,6 +109,8 @@ class Handout:
             known = self._turns.get(worker_id)
             if known is not None and known[0] == process and turn <= known[1]:
                 return []  # overtaken by the worker's next call
+            if not self._called_ns:  # the master has just started: workers that were at it can say so
+                db.execute("UPDATE pending SET not_before_ns = ? WHERE lease != ''", (now_ns + LEASE_NS,))
             if known is None or known[0] != process:
                 _free_others(db, worker_id, lease)
             if now_ns - self._called_ns.get(worker_id, 0) > AWAY_NS:
@@ -235,14 +241,21 @@ class Handout:
     def wait(self, places: Sequence[Place], wait_s: float) -> Behind:
         """Have what is behind of files and trees put soon, and wait up to ``wait_s``, WAIT_MAX_S at most, until the
         source has it or something stands in the way; what is behind then."""
-        deadline = time.monotonic() + min(wait_s, WAIT_MAX_S)
+        may_wait = self._waiters.acquire(blocking=False)  # others ask again
+        try:
+            return self._wait(places, time.monotonic() + (min(wait_s, WAIT_MAX_S) if may_wait else 0.0))
+        finally:
+            if may_wait:
+                self._waiters.release()
+
+    def _wait(self, places: Sequence[Place], deadline: float) -> Behind:
         with self._catalog.transaction() as db:
             for place in places:
                 _hurry(db, place)
         while True:
             found = self.behind(places)
             left_s = deadline - time.monotonic()
-            if not found.paths or found.conflicts or left_s <= 0:
+            if found.paths == found.stuck or left_s <= 0:
                 return found
             with self._changed:
                 self._changed.wait(min(left_s, 0.5))
@@ -259,10 +272,7 @@ class Handout:
             return {name: behind(db, [(name, "")]) for name in names}
 
     def overwrite(self, dataset: str, path: str) -> int:
-        """Decide conflicts at and below a path for what was written here: put over what the source was found to have.
-
-        How many there were. What has changed in the source since then is a conflict again.
-        """
+        """See client.protocols.PersistApi.overwrite_conflicts."""
         place = (dataset, path)
         with self._catalog.transaction() as db:
             return db.execute(
@@ -299,7 +309,7 @@ def _renew(db: Connection, lease: str, under_way: Sequence[tuple[str, str]], now
     ).fetchall():
         if (dataset, path) not in at:
             db.execute("UPDATE pending SET lease = '', not_before_ns = 0 WHERE seq = ?", (seq,))
-        elif until_ns - now_ns < LEASE_NS // 2:
+        elif until_ns - now_ns < LEASE_NS * 4 // 5:
             db.execute("UPDATE pending SET not_before_ns = ? WHERE seq = ?", (now_ns + LEASE_NS, seq))
 
 

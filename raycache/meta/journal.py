@@ -39,12 +39,14 @@ def want_put(db: sqlite3.Connection, dataset: str, path: bytes, ino: int, versio
 
 def want_delete(db: sqlite3.Connection, dataset: str, path: bytes, base_etag: str | None) -> None:
     """Have no file at a path; part of a transaction. Where the source has none and never had, nothing is to be done."""
-    row = db.execute("SELECT base_etag, tried FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
-    base, tried = row or (base_etag, "")
-    if base == "" and not tried:
+    row = db.execute(
+        "SELECT base_etag, tried, directory FROM pending WHERE dataset = ? AND path = ?", (dataset, path)
+    ).fetchone()
+    base, tried, directory = row or (base_etag, "", 0)
+    if base == "" and not tried and not directory:
         db.execute("DELETE FROM pending WHERE dataset = ? AND path = ?", (dataset, path))
     else:
-        _replace(db, dataset, path, "delete", base_etag)
+        _replace(db, dataset, path, "rmdir" if directory else "delete", base_etag)
 
 
 def want_many(
@@ -77,11 +79,13 @@ def want_mkdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
 def want_rmdir(db: sqlite3.Connection, dataset: str, path: bytes) -> None:
     """Have no directory at a path, where the source has real ones; part of a transaction.
 
-    Where a file is to be there instead, whoever puts it removes the directory; a file that the source has still in the
+    Where a file is to be there instead, whoever puts it removes the directory. A file that the source has still in the
     place of a directory that never came goes with it.
     """
-    row = db.execute("SELECT kind FROM pending WHERE dataset = ? AND path = ?", (dataset, path)).fetchone()
-    if row is None or row[0] != "put":
+    is_put = db.execute(
+        "UPDATE pending SET directory = 1 WHERE dataset = ? AND path = ? AND kind = 'put'", (dataset, path)
+    ).rowcount
+    if not is_put:
         _replace(db, dataset, path, "rmdir", "")
 
 
@@ -108,18 +112,20 @@ def _replace(
 ) -> None:
     """Whoever is at the old row keeps the lease: two that put one path side by side could end in the wrong order."""
     kept = db.execute(
-        "DELETE FROM pending WHERE dataset = ? AND path = ? RETURNING base_etag, since_ns, lease, tried, not_before_ns",
+        "DELETE FROM pending WHERE dataset = ? AND path = ?"
+        " RETURNING base_etag, since_ns, lease, tried, not_before_ns, directory OR kind IN ('mkdir', 'rmdir')",
         (dataset, path),
-    ).fetchone() or (None, None, "", "", 0)
-    base, since_ns, lease, tried, not_before_ns = kept
+    ).fetchone() or (None, None, "", "", 0, 0)
+    base, since_ns, lease, tried, not_before_ns, directory = kept
     if since_ns is None:
         (since_ns,) = db.execute(f"SELECT {_NOW_NS}").fetchone()
     if not lease:
         not_before_ns = since_ns + CALM_NS if kind == "put" else 0
+    base = base_etag if base is None else base
     db.execute(
         "INSERT INTO pending (dataset, path, kind, ino, version, worker_id,"
-        " base_etag, since_ns, lease, tried, not_before_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (dataset, path, kind, *contents, base_etag if base is None else base, since_ns, lease, tried, not_before_ns),
+        " base_etag, since_ns, lease, tried, not_before_ns, directory) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (dataset, path, kind, *contents, base, since_ns, lease, tried, not_before_ns, directory),
     )
 
 

@@ -26,9 +26,11 @@ from raycache.core.arguments import check_refresh_every
 from raycache.core.entries import sizes_of
 from raycache.core.listing import build, new_directories, prepare_listing
 from raycache.core.manifest import Directory, Manifest
+from raycache.core.persisting import Behind
 from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
 from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable
 from raycache.meta.catalog import Catalog, Listed
+from raycache.meta.handout import Handout
 from raycache.meta.lowers import Lowers
 from raycache.meta.merging import Merging
 from raycache.meta.publishing import Publisher
@@ -89,6 +91,8 @@ class Metadata:
         lowers = Lowers(lambda dir_ids: self.manifests(dir_ids, self.manifest))
         self.tree = Tree(catalog, lowers, now_ns, self.publisher.publish)
         """What writers see and change: a client.treeapi.TreeApi."""
+        self.handout = Handout(catalog, now_ns)
+        """What the sources have not got yet."""
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by name."""
@@ -193,6 +197,7 @@ class Metadata:
         """Per dataset: how much of it is known, and what it may keep. Holds no options."""
         found = []
         pinned = self.retentions.pinned_bytes()
+        behind = self.handout.status()
         for dataset in self._catalog.datasets():
             known, listed = self._catalog.counts(dataset.name)
             found.append(
@@ -206,6 +211,8 @@ class Metadata:
                     "refresh_every_s": dataset.refresh_every_s,
                     "retention": dataset.retention.as_json(),
                     "pinned_bytes": pinned.get(dataset.name, 0) * dataset.retention.replicas,
+                    "write_type": dataset.write_type,
+                    "behind": behind.get(dataset.name, Behind()).as_json(),
                     **self.refresher.about(dataset.name),
                 }
             )

@@ -215,7 +215,9 @@ CREATE TABLE pending (                    -- what the source has not got yet: fo
     kind        TEXT NOT NULL,            -- put, delete, mkdir or rmdir
     ino         INTEGER,                  -- of put: inodes.ino
     version     INTEGER,                  -- of put: of the contents to be put
-    base_etag   TEXT,                     -- what the source has there as far as is known; '': nothing; NULL: not known
+    base_etag   TEXT,                     -- the file that the source has there as far as is known; '': none;
+                                          -- NULL: not known
+    directory   INTEGER NOT NULL DEFAULT 0, -- 1: the source may have a directory there
     worker_id   TEXT NOT NULL,            -- of put: the worker with most of its bytes; '': any can do it
     since_ns    INTEGER NOT NULL,         -- when the path was first behind
     lease       TEXT NOT NULL DEFAULT '', -- the process that is at it, until not_before_ns; '': none

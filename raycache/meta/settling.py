@@ -26,9 +26,9 @@ def note_done(db: Connection, row: Row, outcome: Outcome, worker_id: str) -> Non
         db.execute("DELETE FROM pending WHERE seq = ?", (row.seq,))
         return
     db.execute(
-        "UPDATE pending SET lease = '', not_before_ns = 0, tries = 0, tried = '', error = '', base_etag = ?"
-        " WHERE seq = ?",
-        (outcome.etag, row.seq),
+        "UPDATE pending SET lease = '', not_before_ns = 0, tries = 0, tried = '', error = '', base_etag = ?,"
+        " directory = iif(?, 0, directory) WHERE seq = ?",
+        (outcome.etag, outcome.content is not None, row.seq),
     )
 
 

@@ -21,7 +21,7 @@ from raycache.core.inode import VERBS_AT_ONCE, Attr, Verb
 from raycache.core.values import Failed
 from raycache.core.verbs import TreeVerbs
 from raycache.errors import InvalidInput, RaycacheError, Unavailable
-from raycache.meta import attributes, committing, naming, renaming
+from raycache.meta import attributes, committing, conflicts, naming, renaming
 from raycache.meta.catalog import Catalog, keep_replies
 from raycache.meta.inodes import Inodes
 from raycache.meta.lowers import Lower, Lowers, Missing
@@ -56,6 +56,7 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "release": naming.release,
     "extend_segment": committing.extend_segment,
     "set_write_type": committing.set_write_type,
+    "discard_conflicts": conflicts.discard_conflicts,
 }
 PUBLISH = "publish"
 MAKERS = ("mknod", "symlink", "put")

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from raycache.core.inode import Content, Extent, pieces
 from raycache.core.persisting import BLOCKED, CONFLICT, DONE, LATER, REFUSED, Attempt, Outcome, Task
-from raycache.core.values import Buffer, Stat
+from raycache.core.segment import SegmentRange, SourceRange
+from raycache.core.values import Buffer, Failed, Stat
 from raycache.errors import (
     AccessDenied,
     Changed,
@@ -27,6 +28,7 @@ from raycache.errors import (
     Unavailable,
 )
 from raycache.ufs.base import Stream, UnderFileSystem
+from raycache.ufs.sources import Sources
 
 WHOLE_MAX_BYTES = 16 << 20
 """Files up to this size are put in one request, larger ones in parts, as they are read."""
@@ -37,6 +39,30 @@ _TRIES = 5
 """Looks at what is there, for one task: each finds that somebody has just changed it."""
 ReadExtents = Callable[[str, Sequence[Extent]], Sequence[Buffer]]
 """Bytes of extents of a dataset, in order. Raises Changed (they are gone), Unavailable."""
+
+
+class ExtentReader:
+    """A ReadExtents of what lies on the disk of a worker, and in sources."""
+
+    def __init__(self, here: Callable[[Sequence[SegmentRange]], Sequence[Buffer | Failed]], sources: Sources) -> None:
+        """``here``: ranges of segments of this worker."""
+        self._here = here
+        self._sources = sources
+
+    def __call__(self, dataset: str, extents: Sequence[Extent]) -> Sequence[Buffer]:
+        """See ReadExtents."""
+        found: list[Buffer] = []
+        for extent in extents:
+            answers: Sequence[Buffer | Failed] = [bytes(extent.length)]
+            if extent.segment:
+                answers = self._here([SegmentRange(extent.segment, extent.offset, extent.length)])
+            elif extent.path:
+                part = SourceRange(dataset, extent.path, extent.etag, extent.offset, extent.length)
+                answers = self._sources.read([part])
+            if isinstance(answers[0], Failed):
+                raise answers[0].error
+            found.append(answers[0])
+        return found
 
 
 class _Conflict(Exception):

@@ -5,7 +5,7 @@ One thread talks to the master: it tells what is done, what is under way, and ho
 others do one task each. So that none of them waits for the next call, twice as many tasks are held as there are
 threads.
 
-What was handed out and has not begun LEASE_S later is given back: the master may have given it to another worker.
+While the master does not answer, nothing is begun for longer than BEGIN_S: it may have given it to another worker.
 
 Threading: as above. Bounds: tasks held by twice ``concurrency``.
 """
@@ -31,24 +31,14 @@ IDLE_S = 0.5
 """How often the master is asked when there was nothing to do."""
 AWAY_S = 2.0
 """Pause after the master did not answer."""
-LEASE_S = 20.0
-"""How long what was handed out may wait for its turn; well below the lease that the master gives."""
+BEGIN_S = 20.0
+"""How long after a call to the master tasks may begin: well below the lease that it gives."""
 ERROR_MAX = 500
 _log = logging.getLogger("raycache.store")
 
 
-class Exchange(Protocol):
-    """See meta.handout.Handout.exchange."""
-
-    def __call__(
-        self,
-        worker_id: str,
-        process: str,
-        turn: int,
-        outcomes: Sequence[Outcome],
-        under_way: Sequence[tuple[str, str]],
-        want: int,
-    ) -> list[Task]: ...
+Exchange = Callable[[str, str, int, Sequence[Outcome], Sequence[tuple[str, str]], int], list[Task]]
+"""See meta.handout.Handout.exchange."""
 
 
 class Keeper(Protocol):
@@ -90,9 +80,10 @@ class Persister:
         self._lock = scheduler.lock()
         self._work = scheduler.condition(self._lock)
         self._talk = scheduler.condition(self._lock)
-        self._waiting: deque[tuple[float, Task]] = deque()
-        self._under_way: dict[tuple[str, str], int] = {}
-        """What was begun, and how often: one that is given back may come again."""
+        self._waiting: deque[Task] = deque()
+        self._heard = scheduler.monotonic()
+        """When the last call began that the master answered."""
+        self._under_way: set[tuple[str, str]] = set()
         self._outcomes: list[Outcome] = []
         self._done, self._done_bytes, self._failed = 0, 0, 0
         self._stopping = False
@@ -145,10 +136,8 @@ class Persister:
         """One call; whether there is nothing to say before something is done, or some time is over."""
         now = self._scheduler.monotonic()
         with self._lock:
-            while self._waiting and self._waiting[0][0] < now - LEASE_S:
-                self._waiting.popleft()
             outcomes, self._outcomes = self._outcomes, []
-            held = [task.key for _, task in self._waiting]
+            held = [task.key for task in self._waiting]
             want = 2 * self._concurrency - len(held) - len(self._under_way)
             self._turn += 1
             turn, under_way = self._turn, [*held, *self._under_way]
@@ -163,7 +152,8 @@ class Persister:
                 for segment in {extent.segment for extent in outcome.content.extents}:
                     self._keeper.release(segment)  # the master knows of it now
         with self._lock:
-            self._waiting.extend((now, task) for task in tasks)
+            self._heard = now
+            self._waiting.extend(tasks)
             self._work.notify_all()
             return not self._outcomes
 
@@ -174,13 +164,13 @@ class Persister:
                     self._work.wait()
                 if self._stopping:
                     return
-                at, task = self._waiting.popleft()
-                if at < self._scheduler.monotonic() - LEASE_S or task.key in self._under_way:
-                    continue  # given back
-                self._under_way[task.key] = task.seq
+                task = self._waiting.popleft()
+                if self._heard < self._scheduler.monotonic() - BEGIN_S or task.key in self._under_way:
+                    continue  # given back: the master hears with the next call that it is not under way
+                self._under_way.add(task.key)
             outcome = self._do(task)
             with self._lock:
-                del self._under_way[task.key]
+                self._under_way.remove(task.key)
                 self._outcomes.append(outcome)
                 self._count(task, outcome)
                 self._talk.notify_all()

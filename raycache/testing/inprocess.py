@@ -23,8 +23,10 @@ from raycache.client.segments import Segments
 from raycache.client.treeapi import TreeApi
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
+from raycache.core.inode import Place
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
+from raycache.core.persisting import Behind
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import (
     Buffer,
@@ -150,6 +152,16 @@ class InProcessMaster:
         """See MasterApi."""
         self.calls += 1
         return self._metadata.refresh(dir_id)
+
+    def wait_persisted(self, places: Sequence[Place], wait_s: float) -> Behind:
+        """See PersistApi."""
+        self.calls += 1
+        return self._metadata.handout.wait(places, wait_s)
+
+    def overwrite_conflicts(self, dataset: str, path: str) -> int:
+        """See PersistApi."""
+        self.calls += 1
+        return self._metadata.handout.overwrite(dataset, path)
 
     def start_listing(self, dir_id: int) -> int:
         """See ListingsApi."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ _HOST = "127.0.0.1"
 _CONNECTIONS_MAX = 256
 _REQUESTS_KEPT = 10_000
 _HOLD_MAX_S = 120.0
+FAULTS: tuple[int | str, ...] = (500, 503, "silence", "refused", "cut", "lost")
+"""What ``CountingProxy.fail_randomly`` draws from."""
 
 
 class Gate:
@@ -94,6 +97,8 @@ class CountingProxy:
         self._delay_s = 0.0
         self._down = False
         self._gates: list[Gate] = []
+        self._fault_rate, self._random, self._silence_s = 0.0, Random(0), 0.0
+        self._faults: Counter[str] = Counter()
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
         self._port = 0
@@ -154,6 +159,11 @@ class CountingProxy:
         with self._lock:
             return self._bytes_out
 
+    def faults(self) -> dict[str, int]:
+        """How often each random fault was met."""
+        with self._lock:
+            return dict(self._faults)
+
     def reset(self) -> None:
         """Count from nothing. Faults stay: see ``heal``."""
         with self._lock:
@@ -167,6 +177,13 @@ class CountingProxy:
         """Answer the next ``count`` requests with ``status`` instead of passing them on."""
         with self._lock:
             self._fails = (count, status)
+
+    def fail_randomly(self, rate: float, seed: int = 0, silence_s: float = 3.0) -> None:
+        """Let each request meet a fault with this probability, one of FAULTS: an answer of 500 or 503; silence for
+        ``silence_s``; a connection that ends before the request was passed on, in the middle of its body (or, where it
+        has none, of the answer's), or after it was done and before the answer."""
+        with self._lock:
+            self._fault_rate, self._random, self._silence_s = rate, Random(seed), silence_s
 
     def cut_bodies(self, count: int) -> None:
         """Close the connection in the middle of the next ``count`` response bodies."""
@@ -205,6 +222,7 @@ class CountingProxy:
         """End every fault and release every gate."""
         with self._lock:
             self._fails, self._cuts, self._delay_s, self._down = (0, 503), 0, 0.0, False
+            self._fault_rate = 0.0
             gates, self._gates = self._gates, []
         for gate in gates:
             gate.release()
@@ -289,6 +307,12 @@ class CountingProxy:
             return False
         method, path, *_ = request.start.split(" ")
         status = self._meet_faults(method, path)
+        fault = self._draw_fault() if status is None else None
+        if fault == "silence":
+            self._stopping.wait(self._silence_s)
+        if fault in ("silence", "refused"):
+            raise Ended
+        status = int(fault) if fault in (500, 503) else status
         if "100-continue" in request.headers.get("expect", ""):
             # Answered here, so that a held or failed request does not wait for the server's word.
             client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -306,17 +330,25 @@ class CountingProxy:
             return False
         upstream.send(request.raw)
         for piece in body:
+            if fault == "cut":
+                upstream.send(piece[: len(piece) // 2])
+                raise Ended
             upstream.send(piece)
-        return self._respond(client, upstream, route, method) and request.keeps_alive()
+        if fault == "lost":
+            response = upstream.head()
+            for _ in upstream.body(response.framing(response_to=method)) if response is not None else ():
+                pass
+            raise Ended
+        return self._respond(client, upstream, route, method, fault == "cut") and request.keeps_alive()
 
-    def _respond(self, client: Stream, upstream: Stream, route: _Route, method: str) -> bool:
+    def _respond(self, client: Stream, upstream: Stream, route: _Route, method: str, cut: bool) -> bool:
         response = upstream.head()
         while response is not None and response.status() // 100 == 1:
             response = upstream.head()
         if response is None:
             raise Ended
         framing = response.framing(response_to=method)
-        cut = self._take_cut() if framing != 0 else False
+        cut = (cut or self._take_cut()) if framing != 0 else False
         # A body of known length is cut at its half, another one after its first piece.
         left = framing // 2 if cut and isinstance(framing, int) else None
         client.send(response.raw)
@@ -352,6 +384,14 @@ class CountingProxy:
                 return None
             self._fails = (left - 1, status)
             return status
+
+    def _draw_fault(self) -> int | str | None:
+        with self._lock:
+            if not self._fault_rate or self._random.random() >= self._fault_rate:
+                return None
+            fault = self._random.choice(FAULTS)
+            self._faults[str(fault)] += 1
+            return fault
 
     def _take_cut(self) -> bool:
         with self._lock:

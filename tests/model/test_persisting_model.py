@@ -31,6 +31,7 @@ from raycache.meta.handout import Handout
 from raycache.meta.metadata import Metadata
 from raycache.store import carrying
 from raycache.store.carrying import carry_out
+from raycache.store.persisting import BEGIN_S
 from raycache.ufs import open_ufs
 from raycache.ufs.base import Limits
 from raycache.ufs.generic import FsspecUfs
@@ -240,18 +241,21 @@ class Worker:
     def start(self) -> None:
         self.process, self.turn = f"p{next(self.starts)}", 0
         self.held: list[Task] = []
+        self.heard_ns = 0
         self.outcomes: list[Outcome] = []
 
     def step(self, faults: bool = True) -> None:
         random = self.run.random
         if faults and random.random() < 0.1:
             self.start()
+        if self.run.now_ns - self.heard_ns > BEGIN_S * SECOND_NS:
+            self.held = []
         self.turn += 1
         at = [task.key for task in self.held]
         tasks = self.run.handout.exchange(self.name, self.process, self.turn, self.outcomes, at, 4 - len(self.held))
         if faults and random.random() < 0.1:
             return  # the answer was lost: all is told again
-        self.outcomes = []
+        self.outcomes, self.heard_ns = [], self.run.now_ns
         self.held += tasks
         random.shuffle(self.held)
         count = random.randrange(len(self.held) + 1) if faults else len(self.held)
