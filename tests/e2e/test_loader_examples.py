@@ -16,13 +16,13 @@ from raycache.fuse import device
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str, *words: str) -> str:
+def run(name: str, *words: str, timeout_s: float = 150) -> str:
     command = [sys.executable, str(EXAMPLES / name), *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as example:
         try:
-            out, err = example.communicate(timeout=150)
+            out, err = example.communicate(timeout=timeout_s)
         finally:
             if example.poll() is None:
                 os.killpg(example.pid, signal.SIGKILL)
@@ -51,3 +51,10 @@ def test_a_job_finds_its_mount() -> None:
     out = run("submit_job.py", "--recordings", "40")
     assert "SUCCEEDED: the job sees {'tone0': 10, 'tone1': 10, 'tone2': 10, 'tone3': 10} with 81920 bytes at" in out
     assert "left behind: []" in out
+
+
+@pytest.mark.timeout(300)
+def test_ray_train_goes_on_at_its_last_checkpoint() -> None:
+    out = run("ray_train.py", "--recordings", "320", timeout_s=250)
+    assert "samples per epoch: [320, 320, 320]" in out
+    assert int(re.search(r"epoch 1 went on at (\d+)", out)[1]) >= 128, out
