@@ -131,10 +131,10 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise _unmount_error(target, "busy" in done.stderr, done.stderr.strip())
 
 
-def handshake(fd: int, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
+def handshake(fd: int, profile: wire.Profile = wire.READING, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
     """Answer INIT on a new mount's descriptor. Raises MountError when the kernel is too old, or says nothing."""
     deadline = time.monotonic() + timeout_s
-    buffer = bytearray(wire.REQUEST_BYTES)
+    buffer = bytearray(profile.request_bytes)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
@@ -150,7 +150,7 @@ def handshake(fd: int, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
         if offer.major > wire.MAJOR:
             _answer(fd, offer.unique, wire.pack_major())
             continue
-        agreed = wire.agree(offer)
+        agreed = wire.agree(offer, profile)
         if agreed is None:
             os.write(fd, wire.pack_error(offer.unique, errno.EPROTO))
             raise MountError(

@@ -31,7 +31,7 @@ from raycache.core.paths import RAYCACHE_SCHEME
 from raycache.core.values import Failed
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
-from raycache.fuse.kernel import Ended, KernelSession
+from raycache.fuse.kernel import KernelSession
 from raycache.fuse.misses import Limits as MissLimits
 from raycache.fuse.records import (
     MountRecord,
@@ -40,6 +40,7 @@ from raycache.fuse.records import (
     read_record,
     write_record,
 )
+from raycache.fuse.session import Ended
 from raycache.fuse.task import Lines, Task
 from raycache.fuse.vfs import Vfs
 from raycache.fuse.wire import Agreed
