@@ -54,7 +54,7 @@ good: OPEN, OPENDIR and FLUSH (the point of this session), STATX (there is no bi
 (EOPNOTSUPP from then on), ACCESS (the kernel checks modes), FSYNC (succeeds), LSEEK (files are dense)."""
 
 
-class KernelSession(Session):
+class KernelSession(Session[Request]):
     """Serves one mount that is read."""
 
     def __init__(

@@ -28,13 +28,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
-from typing import Any
+from typing import Any, Generic
 
 from raycache.core.values import Buffer
 from raycache.errors import MountError
 from raycache.fuse import device, wire
-from raycache.fuse.misses import Limits, Misses
-from raycache.fuse.wire import Agreed, Request
+from raycache.fuse.misses import Limits, Misses, R
+from raycache.fuse.wire import Agreed
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Ended(Enum):
     STOPPED = "stopped"
 
 
-class Session(ABC):
+class Session(ABC, Generic[R]):
     """Serves one mount."""
 
     profile = wire.READING
@@ -80,9 +80,9 @@ class Session(ABC):
         self._stopped = False
         self._lock = threading.Lock()
         self._wake: int | None = None
-        self._beside: dict[Any, Request] = {}
+        self._beside: dict[Any, R] = {}
         """Requests whose answers come from elsewhere, without a thread."""
-        self._misses = Misses(self._answer_late, self._answer_never, limits or Limits(), hanging=hanging)
+        self._misses: Misses[R] = Misses(self._answer_late, self._answer_never, limits or Limits(), hanging=hanging)
 
     def begin(self) -> Agreed:
         """What INIT agreed; on a new mount, agree now. Raises MountError."""
@@ -181,11 +181,11 @@ class Session(ABC):
         """Answer the request in ``buffer``, now or later. Never raises, whatever is in it."""
 
     @abstractmethod
-    def _answer_late(self, request: Request) -> None:
+    def _answer_late(self, request: R) -> None:
         """In a thread of ``misses``: answer with waiting."""
 
     @abstractmethod
-    def _answer_never(self, request: Request, killed: bool) -> None:
+    def _answer_never(self, request: R, killed: bool) -> None:
         """There is no answer: the deadline is over, or (``killed``) nobody wants one any more."""
 
     def _reply(self, unique: int, body: Buffer) -> None:

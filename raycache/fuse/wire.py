@@ -115,7 +115,7 @@ class Flag(IntFlag):
     HAS_RESEND = 1 << 39
 
 
-_COMMON = (
+COMMON = (
     Flag.ASYNC_READ
     | Flag.DO_READDIRPLUS
     | Flag.PARALLEL_DIROPS
@@ -145,7 +145,7 @@ class Profile(NamedTuple):
 
 
 READING = Profile(
-    _COMMON | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT,
+    COMMON | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT,
     Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT,
     max_write=4096,  # nothing is written, so the least that the kernel allows is the best
     request_bytes=2**16,
