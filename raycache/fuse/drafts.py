@@ -54,6 +54,8 @@ class Draft:
         """Whether the pages that the kernel has of it, if any, are of these contents."""
         self.opens = 0
         """Times it was opened here and not closed; not what a predecessor of this process opened."""
+        self.bare = False
+        """Whether it was made here, and nobody has given it extended attributes."""
         self.orphan = False
         """Whether it has no name any more."""
         self.segments: dict[str, int] = {}

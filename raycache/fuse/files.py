@@ -87,8 +87,27 @@ class Files:
     def created(self, attr: Attr) -> None:
         """An empty file was made here, and is open."""
         draft = self.drafts.keep(attr, None)
-        draft.pages_known = True
+        draft.pages_known = draft.bare = True
         draft.opens += 1
+
+    def known(self, ino: int) -> Attr | None:
+        """What ``stat`` shows, where it was heard of the master within LIFETIME_S."""
+        draft = self.drafts.find(ino)
+        if draft is None or self._clock() - draft.fresh_at >= LIFETIME_S:
+            return None
+        with draft.lock:
+            return draft.shown()
+
+    def is_bare(self, ino: int) -> bool:
+        """Whether an inode certainly has no extended attributes: the kernel asks before the first write to each."""
+        draft = self.drafts.find(ino)
+        return draft is not None and draft.bare
+
+    def doubt(self, ino: int) -> None:
+        """Attributes of an inode have changed, other than those that were heard."""
+        draft = self.drafts.find(ino)
+        if draft is not None:
+            draft.bare, draft.fresh_at = False, self._clock() - LIFETIME_S
 
     def open(self, ino: int, truncate: bool, *, wait: bool = True) -> bool:
         """Open a file; whether the pages that the kernel has are of its contents. Raises NotFound, WouldBlock."""
@@ -103,6 +122,11 @@ class Files:
             if truncate:
                 draft.resize(0, self._now_ns())
         return known
+
+    def is_committed(self, ino: int) -> bool:
+        """Whether there is nothing that the master has not, and nothing that is known to be lost."""
+        draft = self.drafts.find(ino)
+        return (draft is None or not draft.dirty) and ino not in self._lost
 
     def closed(self, ino: int) -> bool:
         """A handle is gone; whether there is something to be committed."""

@@ -192,7 +192,11 @@ class WritableVfs:
         )
         if isinstance(moved, Failed):
             raise moved.error
-        if not isinstance(there, Failed) and not flags and there.ino != moved.ino:
+        self._shown(moved)
+        if isinstance(there, Failed):
+            return
+        self.files.doubt(there.ino)
+        if not flags and there.ino != moved.ino:
             self._lost_name(there._replace(nlink=0 if there.is_dir else there.nlink - 1))
 
     def _lost_name(self, attr: Attr) -> None:
@@ -284,11 +288,13 @@ class WritableVfs:
         """Raises Exists, Refused."""
         _check_xattr(name)
         self._master.ask("setxattr", self._tree(ino), name, value, flags, request_id=self._id(request))
+        self.files.doubt(ino)
 
     def removexattr(self, ino: int, name: bytes, request: str) -> None:
         """Raises Refused (ENODATA)."""
         _check_xattr(name)
         self._master.ask("removexattr", self._tree(ino), name, request_id=self._id(request))
+        self.files.doubt(ino)
 
     # Files, where names and attributes have a part in it.
 

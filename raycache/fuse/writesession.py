@@ -57,6 +57,14 @@ class WriteSession(Session[Ask]):
         self._vfs = vfs
         self._packer = wirewrite.Packer(*owner)
         self.counters = Counters()
+        self._at_once: dict[int, Handler] = {
+            Op.GETATTR: self._getattr_at_once,
+            Op.GETXATTR: self._getxattr_at_once,
+            Op.OPEN: self._open_at_once,
+            Op.FLUSH: self._flush_at_once,
+            Op.RELEASE: self._release_at_once,
+        }
+        """Those that raise WouldBlock where somebody would have to be asked."""
         self._handlers: dict[int, Handler] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
@@ -98,6 +106,8 @@ class WriteSession(Session[Ask]):
             if opcode == _WRITE and self._wrote_at_once(buffer, length):
                 return
             ask = wirewrite.parse(buffer, length)
+            if opcode in self._at_once and self._answered_at_once(ask):
+                return
             if opcode in self._handlers:
                 self._misses.submit(ask)
             else:
@@ -124,6 +134,18 @@ class WriteSession(Session[Ask]):
             self._refuse(ask.unique, self._failed(ask, error))
         else:
             self._reply(ask.unique, wirewrite.pack_size(size))
+        return True
+
+    def _answered_at_once(self, ask: Ask) -> bool:
+        """Whether a request needed to ask nobody."""
+        try:
+            body = self._at_once[ask.opcode](ask)
+        except WouldBlock:
+            return False
+        except Exception as error:  # noqa: BLE001  whatever it is, someone waits for an answer
+            self._refuse(ask.unique, self._failed(ask, error))
+        else:
+            self._reply(ask.unique, body)
         return True
 
     def _dispatch_rest(self, ask: Ask) -> None:
@@ -162,6 +184,36 @@ class WriteSession(Session[Ask]):
 
     def _describe(self, ask: Ask) -> str:
         return f"{Op(ask.opcode).name.lower()} {self._vfs.describe(ask.nodeid)}"
+
+    # What is known here.
+
+    def _getattr_at_once(self, ask: Ask) -> Buffer:
+        attr = self._vfs.files.known(ask.nodeid)
+        if attr is None:
+            raise WouldBlock
+        return self._packer.attr(attr)
+
+    def _getxattr_at_once(self, ask: Ask) -> Buffer:
+        if not self._vfs.files.is_bare(ask.nodeid):
+            raise WouldBlock
+        raise Refused.because(errno.ENODATA, "no attribute")
+
+    def _open_at_once(self, ask: Ask) -> Buffer:
+        flags, open_flags = wirewrite.fields(wirewrite.OPEN_IN, ask)
+        if open_flags & wirewrite.OPEN_KILL_SUIDGID:
+            raise WouldBlock
+        kept = self._vfs.files.open(ask.nodeid, bool(flags & os.O_TRUNC), wait=False)
+        return wirewrite.pack_open(wirewrite.KEEP_CACHE if kept else 0)
+
+    def _flush_at_once(self, ask: Ask) -> Buffer:
+        if not self._vfs.files.is_committed(ask.nodeid):
+            raise WouldBlock
+        return b""
+
+    def _release_at_once(self, ask: Ask) -> Buffer:
+        if self._vfs.files.closed(ask.nodeid):
+            raise WouldBlock
+        return b""
 
     # Names.
 
@@ -311,8 +363,8 @@ class WriteSession(Session[Ask]):
         return b""
 
     def _release(self, ask: Ask) -> Buffer:
-        if self._vfs.files.closed(ask.nodeid):
-            self._vfs.flush(ask.nodeid, _request(ask))
+        """Of what is not committed; all others are answered at once."""
+        self._vfs.flush(ask.nodeid, _request(ask))
         return b""
 
     def _fsync(self, ask: Ask) -> Buffer:
