@@ -89,8 +89,9 @@ def mount(
     session: str = "auto",
     snapshot: bool | int = False,
     refresh_every_s: float | None = None,
+    mode: str = "r",
 ) -> Mount:
-    """Show a source read-only at ``mountpoint``; usable in a ``with``. See ``raycache.fuse.mount.mount``."""
+    """Show a source at ``mountpoint``; usable in a ``with``. See ``raycache.fuse.mount.mount``."""
     from raycache.fuse.mount import mount as make
 
     return make(
@@ -102,6 +103,7 @@ def mount(
         session=session,
         snapshot=snapshot,
         refresh_every_s=refresh_every_s,
+        mode=mode,
         settings=_settings(),
     )
 

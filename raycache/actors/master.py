@@ -16,6 +16,7 @@ import ray
 from raycache.actors.fleet import Fleet, store_bytes
 from raycache.actors.names import METHOD_TIMEOUT_S
 from raycache.actors.plasma import BACKUP, PublishedManifests, Vault
+from raycache.actors.verblink import VerbServer
 from raycache.config import Settings
 from raycache.core.inode import Place, Verb
 from raycache.core.membership import View
@@ -56,6 +57,9 @@ class MasterActor:
             target=self._metadata.publisher.run, args=(threading.Event(),), name="publish", daemon=True
         ).start()
         self._published = PublishedManifests(_own_store_bytes())
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._verbs = VerbServer(host, self._metadata.tree.apply)
+        self._verbs.start()
         self._fleet = Fleet(settings, self._metadata.retentions.all)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
         threading.Thread(
@@ -135,6 +139,10 @@ class MasterActor:
     def cancel_listing(self, job_id: int) -> None:
         """See TreeListings.cancel."""
         self._metadata.listings.cancel(job_id)
+
+    def verbs_at(self) -> tuple[str, int]:
+        """Where verbs are answered without Ray."""
+        return self._verbs.address
 
     def tree(self, verbs: Sequence[Verb]) -> list[Any | Failed]:
         """See client.treeapi.TreeApi.apply."""

@@ -11,6 +11,7 @@ import ray
 
 from raycache.actors.names import MASTER
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views
+from raycache.actors.verblink import LinkLost, VerbLink
 from raycache.client.patience import ask_until_there
 from raycache.client.treeapi import TreeApi
 from raycache.config import Settings
@@ -39,7 +40,8 @@ class RemoteMaster:
         # A listing takes as long as the source takes.
         self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
         self._patience_s = settings.master_timeout_s
-        self.tree: TreeApi = RemoteTree(partial(self._call, "tree"))
+        link = VerbLink(lambda: self._call("verbs_at"))
+        self.tree: TreeApi = RemoteTree(partial(self._call, "tree"), link, self._timeout_s)
         """What writers see and change."""
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
@@ -167,14 +169,19 @@ class RemoteMaster:
 
 
 class RemoteTree(TreeVerbs):
-    """The client's TreeApi, over Ray."""
+    """The client's TreeApi: over the master's socket, else over Ray."""
 
-    def __init__(self, call: Callable[[Sequence[Verb]], list[Any | Failed]]) -> None:
+    def __init__(self, call: Callable[[Sequence[Verb]], list[Any | Failed]], link: VerbLink, timeout_s: float) -> None:
         self._call = call
+        self._link = link
+        self._timeout_s = timeout_s
 
     def apply(self, verbs: Sequence[Verb]) -> list[Any | Failed]:
         """See TreeApi."""
-        return self._call(list(verbs))
+        try:
+            return self._link.apply(verbs, self._timeout_s)
+        except LinkLost:
+            return self._call(list(verbs))  # with the same ids: nothing is done twice
 
 
 def _request_id() -> str:

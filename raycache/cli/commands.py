@@ -119,6 +119,7 @@ def mount(
     name: Annotated[str | None, typer.Option(help="Name of the dataset; made from the source otherwise.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Storage option KEY=VALUE, repeatable.")] = None,
     allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
+    mode: Annotated[str, typer.Option(help="r, or w for a mount that can be written.")] = "r",
     session: Annotated[str, typer.Option(help="kernel (the default on Linux 5.4 and newer) or pyfuse3.")] = "auto",
     snapshot: Annotated[bool, typer.Option("--snapshot", help="Show everything as it is now, for ever.")] = False,
     at: Annotated[
@@ -137,7 +138,7 @@ def mount(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a source read-only in a directory, through the cache."""
+    """Show a source in a directory, through the cache."""
     from raycache.fuse import mount as mounts
 
     if upgrade is not None:
@@ -161,11 +162,12 @@ def mount(
         session=session,
         snapshot=snapshot if at is None else at,
         refresh_every_s=refresh,
+        mode=mode,
         settings=settings,
     )
-    about = {name: getattr(made, name) for name in ("mountpoint", "source", "gateway_pid", "snapshot", "made")}
     if as_json:
-        print_json(about)
+        fields = ("mountpoint", "source", "gateway_pid", "snapshot", "mode", "made")
+        print_json({field: getattr(made, field) for field in fields})
     else:
         when = "" if made.snapshot is None else f", as of change {made.snapshot}"
         _out.print(f"{made.source} is at {made.mountpoint}{when}", markup=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -55,6 +56,10 @@ class Gateway:
         self.stopping = True
         self.told_to_stop = time.monotonic()
         self.lines.send({"do": "stop"})
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it has ended, or for so long."""
+        select.select([self.pidfd], [], [], timeout_s)
 
     def kill(self) -> None:
         """End it at once."""

@@ -88,8 +88,8 @@ def resolve(mountpoint: str) -> str:
     return path
 
 
-def mount(source: str, mountpoint: str, *, allow_other: bool = False) -> int:
-    """Mount read-only and return the descriptor on which the kernel asks. ``source`` is shown in the mount table.
+def mount(source: str, mountpoint: str, *, allow_other: bool = False, writable: bool = False) -> int:
+    """Mount and return the descriptor on which the kernel asks. ``source`` is shown in the mount table.
 
     Raises MountError. The session begins with ``handshake``; until then whoever looks into the mount waits.
     """
@@ -99,10 +99,10 @@ def mount(source: str, mountpoint: str, *, allow_other: bool = False) -> int:
     if allow_other:
         options.append("allow_other")
     if os.geteuid() != 0:
-        return _fusermount(source, target, options)
+        return _fusermount(source, target, ["rw" if writable else "ro", *options])
     fd = _open_device()
     options += [f"fd={fd}", "rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
-    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+    flags = _MS_NOSUID | _MS_NODEV | (0 if writable else _MS_RDONLY)
     try:
         _call("mount", os.fsencode(source), os.fsencode(target), FSTYPE.encode(), flags, ",".join(options).encode())
     except OSError as error:
@@ -131,10 +131,10 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise _unmount_error(target, "busy" in done.stderr, done.stderr.strip())
 
 
-def handshake(fd: int, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
+def handshake(fd: int, profile: wire.Profile = wire.READING, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
     """Answer INIT on a new mount's descriptor. Raises MountError when the kernel is too old, or says nothing."""
     deadline = time.monotonic() + timeout_s
-    buffer = bytearray(wire.REQUEST_BYTES)
+    buffer = bytearray(profile.request_bytes)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
@@ -150,7 +150,7 @@ def handshake(fd: int, timeout_s: float = HANDSHAKE_S) -> wire.Agreed:
         if offer.major > wire.MAJOR:
             _answer(fd, offer.unique, wire.pack_major())
             continue
-        agreed = wire.agree(offer)
+        agreed = wire.agree(offer, profile)
         if agreed is None:
             os.write(fd, wire.pack_error(offer.unique, errno.EPROTO))
             raise MountError(
@@ -241,7 +241,7 @@ def _unmount_error(target: str, busy: bool, reason: str) -> MountError:
 def _fusermount(source: str, target: str, options: list[str]) -> int:
     """Mount as an ordinary user: the setuid program mounts, and passes the descriptor through a socket."""
     name = source.replace("\\", "\\\\").replace(",", "\\,")
-    options = [f"fsname={name}", f"subtype={FSTYPE.removeprefix('fuse.')}", "ro", "nosuid", "nodev", *options]
+    options = [f"fsname={name}", f"subtype={FSTYPE.removeprefix('fuse.')}", "nosuid", "nodev", *options]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         done = _run_fusermount(["-o", ",".join(options), "--", target], theirs.fileno())

@@ -19,7 +19,13 @@ _LARGEST = 511
 """The kernel rejects an answer with a larger number, and whoever asked would wait for ever."""
 _NEVER = frozenset({errno.ENOSYS, errno.EINTR, errno.EAGAIN})
 """ENOSYS switches a kind of request off for the life of a mount; the other two tell a program to do what it did."""
-_EXPECTED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG})
+_EXPECTED = frozenset(
+    {
+        errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST,
+        errno.ENOTEMPTY, errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.ENXIO, errno.ERANGE, errno.EXDEV,
+        errno.EMLINK,
+    }
+)  # fmt: skip
 """What programs provoke by themselves, thousands of times a second if they like: no log line."""
 
 

@@ -17,22 +17,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from raycache.client.direct import RememberingMaster, Shelf, ShelfMaster, SourcePool
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.config import Settings, load_settings
-from raycache.core.paths import RAYCACHE_SCHEME
 from raycache.core.values import Failed
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse.holder import BEAT_S
-from raycache.fuse.kernel import Ended, KernelSession
-from raycache.fuse.misses import Limits as MissLimits
 from raycache.fuse.records import (
     MountRecord,
     forget_record,
@@ -40,30 +36,17 @@ from raycache.fuse.records import (
     read_record,
     write_record,
 )
+from raycache.fuse.service import ReadService, Served, Service, check_root, leave_with, open_cluster
+from raycache.fuse.session import Ended, Session
 from raycache.fuse.task import Lines, Task
 from raycache.fuse.vfs import Vfs
-from raycache.fuse.wire import Agreed
 from raycache.ufs import open_ufs
 from raycache.ufs.base import Limits
 
 PUBLISH_S = 1.0
 """How often the counters in the record of a pyfuse3 mount are brought up to date."""
-FOLLOW_S = 1.0
-"""How often a gateway asks the master whether a listing was refreshed: one call, whatever it holds."""
-WATCH_S = 0.5
-REFUSED_MAX = 4
-"""A cluster whose head refuses connections this often in a row, every WATCH_S, is gone."""
 DIRECT_VIEW_BYTES = 64 * 2**20
 _log = logging.getLogger("raycache.gateway")
-
-
-class Served(NamedTuple):
-    """What a gateway answers from."""
-
-    vfs: Vfs
-    root: dict[str, Any]
-    calls: Callable[[], dict[str, int]]
-    """Counters of what reads cost."""
 
 
 def main() -> None:
@@ -88,14 +71,8 @@ def main() -> None:
 
 
 def _join_cluster(task: Task) -> Served:
-    """Serve from the cluster. One that was restarted has neither our master nor the source's credentials any more:
-    they are made and given again, so that a mount comes back by itself."""
-    from raycache.actors.cluster import Cluster
-
-    settings = load_settings(**task.settings)
-    cluster = Cluster.open(settings)
-    if not task.source.startswith(f"{RAYCACHE_SCHEME}://"):
-        cluster.files.attach(task.source, None, task.options)
+    """Serve from the cluster."""
+    cluster = open_cluster(task)
     # A snapshot's root may have gone from its parent since; and the shelf is for what lies below it.
     above = Namespace(cluster.master, task.snapshot)
     dataset, path = above.locate(task.source)
@@ -103,39 +80,18 @@ def _join_cluster(task: Task) -> Served:
     namespace = Namespace(RememberingMaster(cluster.master, shelf), task.snapshot)
     root_id = above.walk(dataset, path).manifest.directory.dir_id
     root = {"root_id": root_id, "source": dataset.source, "attached_ns": dataset.attached_ns}
-    if task.root and task.root != root:
-        raise MountError(
-            f"the cache's catalog is not the one that {task.mountpoint} was mounted with, and has other inode numbers; "
-            "unmount it and mount it again"
-        )
+    check_root(task, root)
     for dir_id, answer in namespace.manifests({root_id, *shelf.directories()}).items():
         if isinstance(answer, Failed):  # of a mount that was here before; a lookup that needs it will say so
             _log.warning("cannot map directory %d: %s", dir_id, answer.error)
     vfs = Vfs(namespace, cluster.reader, root_id, dataset.attached_ns)
     if task.session == "kernel":  # there is a holder to put a direct one in our place
-        threading.Thread(target=_leave_with_cluster, args=(cluster.address,), name="watch", daemon=True).start()
+        leave_with(cluster)
     return Served(
         vfs,
         root,
         lambda: {"master_calls": cluster.master.calls, "worker_calls": cluster.pool.calls, "degraded_reads": 0},
     )
-
-
-def _leave_with_cluster(address: str) -> None:
-    """End this process soon after its cluster ended. Ray does so itself, but only after a minute of hanging calls."""
-    host, _, port = address.rpartition(":")
-    refused = 0
-    while refused < REFUSED_MAX:
-        time.sleep(WATCH_S)
-        try:
-            socket.create_connection((host, int(port)), timeout=WATCH_S).close()
-            refused = 0
-        except ConnectionRefusedError:
-            refused += 1
-        except OSError:
-            continue  # slow is not gone
-    _log.warning("the Ray cluster at %s is gone", address)
-    os._exit(1)
 
 
 def _go_direct(task: Task) -> Served:
@@ -158,7 +114,7 @@ def serve_kernel(task: Task) -> None:
     preparing = threading.Event()
     threading.Thread(target=_prepare_aloud, args=(holder, preparing), name="preparing", daemon=True).start()
     try:
-        served = _go_direct(task) if task.direct else _join_cluster(task)
+        service = _prepare(task)
     except Exception as error:  # noqa: BLE001 - the holder waits for word, whatever went wrong
         known = isinstance(error, RaycacheError)
         if not known:
@@ -169,29 +125,30 @@ def serve_kernel(task: Task) -> None:
         return
     finally:
         preparing.set()
-    deadline_s = load_settings(**task.settings).read_timeout_s
-    misses = MissLimits(deadline_s=deadline_s)
-    session = KernelSession(served.vfs, task.fd, task.owner, Agreed.from_json(task.agreed), misses)
     orders = Orders()
-    followed = Followed()
-    threading.Thread(target=_beat, args=(holder, served, followed), name="beat", daemon=True).start()
-    threading.Thread(target=_obey, args=(holder, session, orders), name="obey", daemon=True).start()
-    holder.send({"event": "ready", "root": served.root})
+    threading.Thread(target=_beat, args=(holder, service), name="beat", daemon=True).start()
+    threading.Thread(target=_obey, args=(holder, service.session, orders), name="obey", daemon=True).start()
+    holder.send({"event": "ready", "root": service.root})
     orders.told.wait()
-    followed.since = orders.since
-    if task.direct:
-        served.vfs.forget()  # what stands by for long has old listings; the shelf has the newest
-    elif task.snapshot is None:
-        threading.Thread(target=_follow, args=(served.vfs, session, followed), name="follow", daemon=True).start()
+    service.begin(orders.since)
     _log.info("serving %s on %s%s", task.source, task.mountpoint, " without the cluster" if task.direct else "")
     if orders.resend:
-        session.resend()
-    why = session.serve()
+        service.session.resend()
+    why = service.session.serve()
     holder.send({"event": "ended", "why": why.value})
+    service.end(why)
     if why is Ended.UNMOUNTED:
-        Shelf(Path(task.shelf)).clear()
         forget_record(load_settings(**task.settings).state_dir, task.mountpoint, os.getpid())
         _log.info("unmounted %s", task.mountpoint)
+
+
+def _prepare(task: Task) -> Service:
+    if task.mode == "w":
+        from raycache.fuse import writeservice  # which most gateways have no use for
+
+        return writeservice.wait_for_cluster(task) if task.direct else writeservice.join(task)
+    served = _go_direct(task) if task.direct else _join_cluster(task)
+    return ReadService(task, served)
 
 
 class Orders:
@@ -203,40 +160,19 @@ class Orders:
         self.since = 0
 
 
-class Followed:
-    """Up to which change of listings the kernel was told to forget."""
-
-    def __init__(self) -> None:
-        self.since = 0
-
-
 def _prepare_aloud(holder: Lines, done: threading.Event) -> None:
     """A large mount takes long to map; the holder must not take that for death."""
     while not done.wait(BEAT_S) and holder.send({"event": "preparing"}):
         pass
 
 
-def _follow(vfs: Vfs, session: KernelSession, followed: Followed) -> None:
-    """Move on to listings that somebody refreshed, and make the kernel forget what changed and nothing else."""
-    while True:
-        try:
-            newest, names, inodes = vfs.follow(followed.since)
-            session.invalidate(names, inodes)
-            followed.since = newest  # only now: what was not forgotten must be tried again
-        except Exception as error:  # noqa: BLE001 - the master is away, or the mount is ending; readers go on either way
-            _log.info("cannot follow refreshes: %s", error)
-        time.sleep(FOLLOW_S)
-
-
-def _beat(holder: Lines, served: Served, followed: Followed) -> None:
+def _beat(holder: Lines, service: Service) -> None:
     """Say often that this process lives, with what it did."""
-    while holder.send(
-        {"event": "beat", "counters": {**asdict(served.vfs.counters), **served.calls()}, "followed": followed.since}
-    ):
+    while holder.send({"event": "beat", "counters": service.counters(), "followed": service.followed}):
         time.sleep(BEAT_S)
 
 
-def _obey(holder: Lines, session: KernelSession, orders: Orders) -> None:
+def _obey(holder: Lines, session: Session[Any], orders: Orders) -> None:
     while not holder.ended:
         for command in holder.receive(wait=True):
             if command["do"] == "serve":

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from raycache.errors import MountError, RaycacheError
-from raycache.fuse import device
+from raycache.fuse import device, wire, wirewrite
 from raycache.fuse.children import Gateway, Nursery, start_joined
 from raycache.fuse.records import MountRecord, control_path, forget_record, process_started, write_record
 from raycache.fuse.task import Lines, Task
@@ -46,6 +46,8 @@ SILENT_S = 2.0
 """A serving gateway that said nothing for so long is replaced: stopped, or stuck."""
 PREPARE_S = 60.0
 """How long a gateway may take to be ready."""
+END_S = 10.0
+"""How long a gateway may take to end its mount."""
 RETRY_S = (1.0, 10.0)
 """First and longest pause before a gateway for the cluster is tried again after it failed."""
 READ_AHEAD_KIB = 1024
@@ -98,9 +100,12 @@ class Holder:
         SIGTERM ends the mount, lazily.
         """
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        fd = device.mount(self._task.source, self._task.mountpoint, allow_other=self._task.allow_other)
+        writable = self._task.mode == "w"
+        fd = device.mount(
+            self._task.source, self._task.mountpoint, allow_other=self._task.allow_other, writable=writable
+        )
         try:
-            agreed = device.handshake(fd)
+            agreed = device.handshake(fd, wirewrite.WRITING if writable else wire.READING)
             self._task = self._task.but(fd=fd, agreed=agreed.to_json())
             self._can_resend = agreed.can_resend
             if not agreed.can_resend:
@@ -279,6 +284,7 @@ class Holder:
             str(self._task.settings["namespace"]),
             gateway.direct,
             self._task.snapshot,
+            self._task.mode,
         )
         if record != self._record:
             try:
@@ -328,6 +334,8 @@ class Holder:
                 device.unmount(self._task.mountpoint, lazy=True)
         self._lose_nursery()
         for gateway in self._gateways:
+            if gateway.serving and self._task.mode == "w":
+                gateway.wait(END_S)  # what was written and not committed is, now
             gateway.kill()
             gateway.close()
         os.close(fd)

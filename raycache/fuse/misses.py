@@ -25,8 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from raycache.fuse.wire import Request
+from typing import Generic, Protocol, TypeVar
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +35,18 @@ AGAIN_S = 6.0
 """How long a thread may be at a request before another one tries as well, if a disk hangs: longer than a disk takes
 to be found hanging, so that the second goes another way."""
 _SIGKILL_BIT = 1 << 8
+
+
+class Asked(Protocol):
+    """A request, as far as it matters here."""
+
+    @property
+    def unique(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+
+
+R = TypeVar("R", bound=Asked)
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class Limits:
 
 
 @dataclass(eq=False)
-class _Miss:
-    request: Request
+class _Miss(Generic[R]):
+    request: R
     deadline: float
     interrupted: bool = False
     begun: float | None = None
@@ -60,13 +71,13 @@ class _Miss:
     """Whether a second one was sent."""
 
 
-class Misses:
+class Misses(Generic[R]):
     """Answers requests on threads of its own."""
 
     def __init__(
         self,
-        answer: Callable[[Request], None],
-        expire: Callable[[Request, bool], None],
+        answer: Callable[[R], None],
+        expire: Callable[[R, bool], None],
         limits: Limits,
         killed: Callable[[int], bool] | None = None,
         hanging: Callable[[], bool] = lambda: False,
@@ -82,15 +93,15 @@ class Misses:
         self._space = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
         self._watch = threading.Condition(self._lock)
-        self._open: OrderedDict[int, _Miss] = OrderedDict()
-        self._waiting: OrderedDict[int, _Miss] = OrderedDict()
+        self._open: OrderedDict[int, _Miss[R]] = OrderedDict()
+        self._waiting: OrderedDict[int, _Miss[R]] = OrderedDict()
         self._threads = 0
         self._idle = 0
         self._hung = 0
         self._watched = False
         self._closed = False
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: R) -> None:
         """Answer later. Blocks while too many are open, at most until the first of them expires."""
         miss = _Miss(request, time.monotonic() + self._limits.deadline_s)
         with self._lock:
@@ -173,8 +184,8 @@ class Misses:
                 if self.claim(request.unique):
                     self._expire(request, killed)
 
-    def _ended(self, now: float) -> list[tuple[Request, bool]]:
-        ended: list[tuple[Request, bool]] = []
+    def _ended(self, now: float) -> list[tuple[R, bool]]:
+        ended: list[tuple[R, bool]] = []
         for miss in self._open.values():
             killed = miss.interrupted and self._killed(miss.request.pid)
             if killed or miss.deadline <= now:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from raycache import errors
 from raycache.actors.cluster import FIXED_SETTINGS, Cluster, current
@@ -45,6 +45,7 @@ from raycache.fuse.task import Task
 from raycache.ufs.registry import capture_access
 
 SESSIONS = ("auto", "kernel", "pyfuse3")
+MODES = ("r", "w")
 OLDEST_KERNEL = (5, 4)
 """First Linux whose FUSE the kernel session speaks; before it, ``auto`` means pyfuse3."""
 GATEWAY_READY_S = 60.0
@@ -54,6 +55,14 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 UNMOUNT_S = 10.0
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """With it Ray makes a driver that is started by a submitted job a part of that job, runtime_env included."""
+
+
+class _Wanted(NamedTuple):
+    """What a mount is to show."""
+
+    uri: str
+    snapshot: bool | int = False
+    mode: str = "r"
 
 
 class Mount:
@@ -67,6 +76,8 @@ class Mount:
         self.gateway_pid = record.gateway_pid
         self.snapshot = record.snapshot
         """The change number that it shows everything at, or None."""
+        self.mode = record.mode
+        """``r``, or ``w`` where it can be written."""
         self.made = made
         self._settings = settings
 
@@ -101,15 +112,17 @@ def mount(
     session: str = "auto",
     snapshot: bool | int = False,
     refresh_every_s: float | None = None,
+    mode: str = "r",
     settings: Settings | None = None,
 ) -> Mount:
-    """Show ``source`` read-only at ``mountpoint``, through the cache. Starts what is missing of the cache.
+    """Show ``source`` at ``mountpoint``, through the cache, of which what is missing is started.
 
     ``source``: a URI, or ``raycache://dataset/path``. ``options``: storage options of the source (credentials,
     endpoint); the environment's AWS_*, GOOGLE_*, AZURE_* variables are taken along. ``session``: ``kernel`` (default
     on Linux 5.4 and newer) or ``pyfuse3``. ``snapshot``: show everything as it is now, or as it was after this change
     number, for as long as the mount lives. ``refresh_every_s``: have the dataset refreshed so often, 0 for never; left
-    out, its interval stays what it is. A mount of the same source and kind that is alive at ``mountpoint`` is used as
+    out, its interval stays what it is. ``mode``: ``w`` for a mount that can be written, which takes the kernel session
+    and shows what is newest. A mount of the same source and kind that is alive at ``mountpoint`` is used as
     it is, so that a training script that was killed can start again; what a dead gateway left is replaced.
 
     Raises MountError, InvalidInput, NotFound, NotADirectory, AccessDenied, SourceUnavailable, ClusterUnavailable.
@@ -118,7 +131,9 @@ def mount(
     target = device.resolve(os.fspath(mountpoint))
     uri = parse_uri(source).uri
     check_refresh_every(refresh_every_s or 0)
-    there = _existing(target, uri, settings, snapshot)
+    chosen = _choose_session(session, mode, snapshot)
+    wanted = _Wanted(uri, snapshot, mode)
+    there = _existing(target, wanted, settings)
     if there is not None:
         _set_refresh(uri, refresh_every_s, settings)
         return Mount(there, settings, made=False)
@@ -126,29 +141,30 @@ def mount(
     cluster = current(settings)
     view = cluster.view(snapshot)  # first: a number that is wrong must not leave a dataset behind
     access = _attach(cluster, uri, name, options)
-    if not view.stat(uri).is_dir:
+    if mode == "r" and not view.stat(uri).is_dir:  # what is written is looked at by its gateway
         raise errors.NotADirectory(f"{uri} is a file; mount the directory that it is in")
     _set_refresh(uri, refresh_every_s, settings)
-    log = log_path(settings.state_dir, target)
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings = _as_it_runs(cluster, settings)
-    chosen = _choose_session(session)
-    shelf = log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")
-    owner, dumped = (os.getuid(), os.getgid()), settings.model_dump(mode="json")
     task = Task(
-        dumped, uri, target, str(log), owner, allow_other, chosen, access, shelf=str(shelf), snapshot=view.change
-    )
+        settings.model_dump(mode="json"), uri, target, "", (os.getuid(), os.getgid()), allow_other, chosen, access,
+        snapshot=view.change, mode=mode, mount_id=uuid.uuid4().hex,
+    )  # fmt: skip
+    return _make(task, wanted, settings)
+
+
+def _make(task: Task, wanted: _Wanted, settings: Settings) -> Mount:
+    target, log = task.mountpoint, log_path(settings.state_dir, task.mountpoint)
     try:
         _start(task, log)
     except MountError as error:
         # Several ranks may mount at the same moment; one wins, and the others find what it made.
-        if error.errno == errno.EBUSY and (there := _soon_there(target, uri, settings, snapshot)) is not None:
+        if error.errno == errno.EBUSY and (there := _soon_there(target, wanted, settings)) is not None:
             return Mount(there, settings, made=False)
         raise
     record = read_record(settings.state_dir, target)
     if record is None:
         raise MountError(f"the gateway of {target} ended at once; see {log}")
-    if chosen == "pyfuse3":
+    if task.session == "pyfuse3":
         record = _raise_read_ahead(record, settings)
     return Mount(record, settings, made=True)
 
@@ -177,14 +193,14 @@ def _as_it_runs(cluster: Cluster, settings: Settings) -> Settings:
 
 
 def _soon_there(
-    target: str, uri: str, settings: Settings, snapshot: bool | int, wait_s: float = GATEWAY_READY_S
+    target: str, wanted: _Wanted, settings: Settings, wait_s: float = GATEWAY_READY_S
 ) -> MountRecord | None:
     """The live mount of the same source that another process is just making."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline and device.find_mount(target) is not None:
         record = read_record(settings.state_dir, target)
         if record is not None and record.alive:
-            return record if _shows(record, uri, snapshot) else None
+            return record if _shows(record, wanted) else None
         time.sleep(0.1)
     return None
 
@@ -258,17 +274,18 @@ def check_free(mountpoint: str | os.PathLike[str], settings: Settings) -> None:
     """Raise MountError for a directory that has a live mount, of the same source too; clear a dead one away."""
     target = device.resolve(os.fspath(mountpoint))
     there = device.find_mount(target)
-    if there is not None and (record := _existing(target, there.source, settings)) is not None:
+    if there is not None and (record := _existing(target, _Wanted(there.source), settings)) is not None:
         raise _busy(f"{record.source} is mounted on {target} already; end it with `raycache umount {target}`")
 
 
-def _shows(record: MountRecord, uri: str, snapshot: bool | int) -> bool:
+def _shows(record: MountRecord, wanted: _Wanted) -> bool:
     """Whether a mount shows what is asked for."""
-    same = (record.snapshot is not None) == snapshot if isinstance(snapshot, bool) else record.snapshot == snapshot
-    return same and record.source == uri
+    at = wanted.snapshot
+    same = (record.snapshot is not None) == at if isinstance(at, bool) else record.snapshot == at
+    return same and record.source == wanted.uri and record.mode == wanted.mode
 
 
-def _existing(target: str, uri: str, settings: Settings, snapshot: bool | int = False) -> MountRecord | None:
+def _existing(target: str, wanted: _Wanted, settings: Settings) -> MountRecord | None:
     """A live mount of the same source, or None after clearing away a dead one. Raises MountError for another."""
     there = device.find_mount(target)
     if there is None:
@@ -277,14 +294,15 @@ def _existing(target: str, uri: str, settings: Settings, snapshot: bool | int = 
         raise _busy(f"{target} is the mount point of {there.source} ({there.fstype}); choose another directory")
     record = read_record(settings.state_dir, target)
     if record is not None and record.alive:
-        if _shows(record, uri, snapshot):
+        if _shows(record, wanted):
             return record
         kind = "" if record.snapshot is None else f", a snapshot at change {record.snapshot},"
+        kind += ", to be written," if record.mode == "w" else ""
         raise _busy(f"{record.source}{kind} is mounted on {target} already; end it with `raycache umount {target}`")
     if record is None and (answer := _ask(target)) not in _DEAD:
         # Another rank may be making it at this moment: its record comes when its gateway is ready, which then answers.
         wait_s = GATEWAY_READY_S if answer is None else RECORD_S
-        if there.source == uri and (made := _soon_there(target, uri, settings, snapshot, wait_s)) is not None:
+        if there.source == wanted.uri and (made := _soon_there(target, wanted, settings, wait_s)) is not None:
             return made
         raise _busy(f"{there.source} is mounted on {target} by another user or state directory")
     device.unmount(target, lazy=True)
@@ -319,17 +337,27 @@ def _check(target: str) -> None:
     device.check_device()
 
 
-def _choose_session(session: str) -> str:
+def _choose_session(session: str, mode: str, snapshot: bool | int) -> str:
+    """Raises InvalidInput for what cannot be chosen together."""
     if session not in SESSIONS:
         raise errors.InvalidInput(f"session {session!r}: choose one of {', '.join(SESSIONS)}")
-    if session != "auto":
-        return session
+    if mode not in MODES:
+        raise errors.InvalidInput(f"mode {mode!r}: choose r, or w for a mount that can be written")
     found = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-    return "kernel" if found >= OLDEST_KERNEL else "pyfuse3"
+    chosen = session if session != "auto" else "kernel" if found >= OLDEST_KERNEL else "pyfuse3"
+    if mode == "w" and chosen != "kernel":
+        raise errors.InvalidInput(
+            "a mount that can be written needs the kernel session (Linux 5.4 and newer); the pyfuse3 session reads only"
+        )
+    if mode == "w" and snapshot is not False:
+        raise errors.InvalidInput("a snapshot stays as it is; mount it with mode r")
+    return chosen
 
 
 def _start(task: Task, log: Path) -> None:
     """Start the holder (or pyfuse3's gateway) in a session of its own, so that it outlives us; wait for its answer."""
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    task = task.but(log=str(log), shelf=str(log.with_suffix(f".{uuid.uuid4().hex[:8]}.manifests")))
     module = "raycache.fuse.holder" if task.session == "kernel" else "raycache.fuse.gateway"
     with open(log, "ab") as errors_to:
         process = subprocess.Popen(

@@ -42,6 +42,8 @@ class MountRecord:
     """Whether reads go to the source because the cluster is away."""
     snapshot: int | None = None
     """The change number that it shows everything at; None follows refreshes."""
+    mode: str = "r"
+    """``r`` or ``w``."""
 
     @property
     def alive(self) -> bool:

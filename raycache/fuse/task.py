@@ -41,6 +41,10 @@ class Task:
     """Directory for the manifests that this mount uses; this mount's alone."""
     snapshot: int | None = None
     """The change number that the mount shows everything at, for as long as it lives; None follows refreshes."""
+    mode: str = "r"
+    """``r``, or ``w`` for a mount that is written."""
+    mount_id: str = ""
+    """Of a mount that is written: names it to the master, for as long as it lives."""
     root: dict[str, Any] = field(default_factory=dict)
     """Where the mount's root is, as the first gateway found it: ``root_id``, ``source``, ``attached_ns``."""
 

@@ -33,11 +33,6 @@ RESENT = 1 << 63
 PAGE_BYTES = 4096
 MAX_READ_BYTES = 2**20
 """Longest READ. Longer ones would need ``fs.fuse.max_pages_limit`` raised on the machine."""
-MAX_WRITE_BYTES = 4096
-"""What the kernel must allow at least. Nothing is written here, and the kernel refuses a read buffer smaller than
-this plus its headers (EINVAL, for ever), so the least is the best."""
-REQUEST_BYTES = 2**16
-"""Read buffer: the longest request of a read-only mount is a batch of FORGETs, which is as long as the buffer."""
 MAX_BACKGROUND = 64
 """Read-aheads that may be under way at once. The kernel's own 12 are too few for misses of several readers."""
 LIFETIME_S = 10 * 365 * 86_400
@@ -103,8 +98,11 @@ class Flag(IntFlag):
     """What INIT agrees. Those of the upper 32 bits travel in a field of their own."""
 
     ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
+    WRITEBACK_CACHE = 1 << 16
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
     ABORT_ERROR = 1 << 21
@@ -112,28 +110,46 @@ class Flag(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     EXPLICIT_INVAL_DATA = 1 << 25
+    HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
     HAS_RESEND = 1 << 39
 
 
-WANTED = (
+COMMON = (
     Flag.ASYNC_READ
     | Flag.DO_READDIRPLUS
-    | Flag.NO_OPEN_SUPPORT
     | Flag.PARALLEL_DIROPS
     | Flag.ABORT_ERROR
     | Flag.MAX_PAGES
     | Flag.CACHE_SYMLINKS
-    | Flag.NO_OPENDIR_SUPPORT
     | Flag.EXPLICIT_INVAL_DATA
     | Flag.INIT_EXT
     | Flag.HAS_RESEND
 )
 """Never READDIRPLUS_AUTO, with which the kernel soon lists names alone: an ``ls -l`` after a ``find`` then asks for
 each file by itself (100,000 files: 3.7 s in place of 0.5), as does the ``open`` of each file in the first epoch. Never
-WRITEBACK_CACHE, which is for writers, nor AUTO_INVAL_DATA, which drops pages when an mtime looks new, nor ASYNC_DIO,
-with which not even a kill ends the wait of a program for an O_DIRECT read."""
-NEEDED = Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT
+AUTO_INVAL_DATA, which drops pages when an mtime looks new, nor ASYNC_DIO, with which not even a kill ends the wait of a
+program for an O_DIRECT read."""
+
+
+class Profile(NamedTuple):
+    """What a kind of session wants of the kernel."""
+
+    wanted: Flag
+    needed: Flag
+    """What it cannot do without."""
+    max_write: int
+    """Longest WRITE. The kernel refuses a read buffer smaller than this plus its headers (EINVAL, for ever)."""
+    request_bytes: int
+    """Read buffer. Batches of FORGETs are as long as it."""
+
+
+READING = Profile(
+    COMMON | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT,
+    Flag.MAX_PAGES | Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT,
+    max_write=4096,  # nothing is written, so the least that the kernel allows is the best
+    request_bytes=2**16,
+)
 
 _ATTR = "QQQqqq10I"
 _IN_HEADER = Struct("=IIQQIIIHH")
@@ -299,14 +315,14 @@ def parse_init(buffer: memoryview, length: int) -> Offer:
     return Offer(unique, major, minor, flags)
 
 
-def agree(offer: Offer) -> Agreed | None:
+def agree(offer: Offer, profile: Profile = READING) -> Agreed | None:
     """What to agree on, or None when the kernel is too old for a session of this kind."""
-    if offer.major != MAJOR or offer.minor < OLDEST_MINOR or offer.flags & NEEDED != NEEDED:
+    if offer.major != MAJOR or offer.minor < OLDEST_MINOR or offer.flags & profile.needed != profile.needed:
         return None
     return Agreed(
         minor=min(MINOR, offer.minor),
-        flags=int(WANTED & offer.flags),
-        max_write=MAX_WRITE_BYTES,
+        flags=int(profile.wanted & offer.flags),
+        max_write=profile.max_write,
         max_pages=MAX_READ_BYTES // PAGE_BYTES,
     )
 

@@ -25,11 +25,11 @@ READ_AHEAD_KIB = 1024
 class Server:
     """A process that runs ``serve_tree``."""
 
-    def __init__(self, fd: int, options: dict[str, Any]) -> None:
+    def __init__(self, fd: int, options: dict[str, Any], program: Path = SERVER) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), json.dumps({**options, "socket_fd": theirs.fileno()})],
+                [sys.executable, str(program), json.dumps({**options, "socket_fd": theirs.fileno()})],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -67,13 +67,18 @@ class Server:
 class Mounted:
     """A directory shown in another place. ``options`` are those of ``serve_tree``."""
 
-    def __init__(self, source: Path, mountpoint: Path, **options: Any) -> None:
+    program = SERVER
+    writable = False
+
+    def __init__(self, source: Path, mountpoint: Path, *, allow_other: bool = False, **options: Any) -> None:
         self.path = str(mountpoint)
         mountpoint.mkdir(exist_ok=True)
         self._options = {"source": str(source), "owner": (os.getuid(), os.getgid()), **options}
-        self._fd: int | None = device.mount(f"file://{source}", self.path)
+        self._fd: int | None = device.mount(
+            f"file://{source}", self.path, allow_other=allow_other, writable=self.writable
+        )
         try:
-            self.server = Server(self._fd, self._options)
+            self.server = Server(self._fd, self._options, self.program)
             device.set_read_ahead(self.path, READ_AHEAD_KIB)
         except BaseException:  # whatever it is, no mount stays behind
             self._end()
@@ -90,7 +95,7 @@ class Mounted:
         """A successor with the same descriptor, and nothing else."""
         assert self._fd is not None
         agreed = self.server.agreed
-        self.server = Server(self._fd, {**self._options, **options, "agreed": agreed})
+        self.server = Server(self._fd, {**self._options, **options, "agreed": agreed}, self.program)
 
     def release(self) -> None:
         """Close this process's copy of the descriptor: the mount lives only as long as its server now."""
@@ -111,3 +116,10 @@ class Mounted:
             device.unmount(self.path, lazy=True)
         # With the last copy closed the kernel fails whatever still waits: nothing stays in D state.
         self.release()
+
+
+class MountedToWrite(Mounted):
+    """The same, to be written. ``options`` are those of ``serve_written``."""
+
+    program = Path(__file__).with_name("serve_written.py")
+    writable = True

@@ -33,7 +33,7 @@ from raycache.fuse.vfs import Attr, Entries, Vfs
 from raycache.fuse.wire import Flag, Malformed, Op
 
 times = st.integers(-(2**63), 2**63 - 1)
-AGREED = wire.Agreed(minor=40, flags=int(wire.WANTED), max_write=4096, max_pages=256)
+AGREED = wire.Agreed(minor=40, flags=int(wire.READING.wanted), max_write=4096, max_pages=256)
 SILENT = {Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT}
 FILES = {b"a": b"alpha", b"b": b"", b"c" * 255: b"x" * 10_000}
 
@@ -118,10 +118,10 @@ def test_init_agrees_on_what_both_can_do() -> None:
     words = struct.unpack("=4I2H2I2HI28x", wire.pack_init(agreed))
     major, minor, read_ahead, flags, background, congestion, max_write, gran, pages, _, flags2 = words
     assert (major, minor, read_ahead, max_write, gran, pages) == (7, 40, 2**20, 4096, 1, 256)
-    assert flags | flags2 << 32 == wire.WANTED
+    assert flags | flags2 << 32 == wire.READING.wanted
     assert 0 < congestion < background
     # The kernel refuses a read buffer smaller than a header, a write's header and the longest write.
-    assert max_write + 40 + 40 <= wire.REQUEST_BYTES
+    assert max_write + 40 + 40 <= wire.READING.request_bytes
 
 
 def test_an_older_kernel_gets_what_it_has() -> None:
@@ -136,7 +136,7 @@ def test_an_older_kernel_gets_what_it_has() -> None:
 def test_a_kernel_that_cannot_do_without_open_is_refused() -> None:
     assert wire.agree(offer(minor=30)) is None
     assert wire.agree(offer(major=6)) is None
-    assert wire.agree(offer(flags=int(wire.WANTED & ~Flag.NO_OPEN_SUPPORT))) is None
+    assert wire.agree(offer(flags=int(wire.READING.wanted & ~Flag.NO_OPEN_SUPPORT))) is None
 
 
 def test_what_is_no_init_is_malformed() -> None:
