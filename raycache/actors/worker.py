@@ -22,6 +22,7 @@ from raycache.actors.plasma import OwnStore, Plasma
 from raycache.actors.remotemaster import RemoteTree
 from raycache.actors.segments import WireBytes, to_wire
 from raycache.actors.transport import get
+from raycache.actors.verblink import VerbLink
 from raycache.client.patience import ask_until_there
 from raycache.config import Settings
 from raycache.core.inode import Verb
@@ -80,7 +81,8 @@ class WorkerActor:
         tiers = Tiers(Plasma(), quota_bytes, directories, accounts)
         calls = RemotePeers(settings.namespace)
         peers = Peers(calls, incarnation=uuid.uuid4().hex)
-        tree = RemoteTree(self._ask_tree)
+        link = VerbLink(lambda: self._ask_master("verbs_at"))
+        tree = RemoteTree(self._ask_tree, link, METHOD_TIMEOUT_S)
         written = WrittenFiles(
             tree.contents, self._segments.read, PeerSegments(peers, calls, tree.segment_places), sources,
             settings.request_timeout_s,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raycache.actors import calls, cluster
+from raycache.actors import calls, cluster, transport
 from raycache.actors.calls import CALLERS_MAX, Callers, RemoteCall, ThreadCall
 from raycache.actors.cluster import RemotePool
 from raycache.client.protocols import Ended
@@ -129,6 +129,7 @@ def test_no_lease_is_renewed_in_a_ray_that_this_process_has_left(
     monkeypatch: pytest.MonkeyPatch, ray: Ray, left: str
 ) -> None:
     monkeypatch.setattr(cluster, "ray", ray)
+    monkeypatch.setattr(transport, "ray", ray)
     monkeypatch.setattr(cluster.ray, "exceptions", cluster.ray, raising=False)
     monkeypatch.setattr(ray, "RayError", RuntimeError, raising=False)
     pool = RemotePool(None, "test")  # type: ignore[arg-type]
