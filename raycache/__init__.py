@@ -10,7 +10,7 @@ Importing this module imports neither Ray nor FUSE nor torch: each verb brings w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Literal, overload
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from raycache.client.batch import Found
     from raycache.client.filesystem import FileSystem
     from raycache.client.loading import LoadJob
-    from raycache.core.values import Dataset, Freed, ListingJob, Stat
+    from raycache.core.values import Buffer, Dataset, Freed, ListingJob, Stat
     from raycache.fsspec import RaycacheFileSystem
     from raycache.fuse.mount import Mount
 
 __all__ = [
+    "copy",
     "dataset",
     "disconnect",
     "drain",
@@ -40,21 +41,28 @@ __all__ = [
     "listdir_many",
     "load",
     "lookup_many",
+    "makedirs",
+    "mkdir",
     "mount",
     "open",
     "pin",
     "read_many",
     "refresh",
+    "remove",
     "remove_dataset",
+    "rename",
+    "rmdir",
     "scandir",
     "shutdown",
     "snapshot",
     "stat",
     "stat_many",
     "status",
+    "touch",
     "unmount",
     "unpin",
     "walk",
+    "write_many",
 ]
 
 
@@ -126,6 +134,7 @@ def dataset(
     ttl_s: float | None = None,
     priority: int | None = None,
     replicas: int | None = None,
+    write_type: str | None = None,
 ) -> Dataset:
     """Name a source; its files are then ``raycache://name/path`` as well.
 
@@ -137,10 +146,12 @@ def dataset(
     ``ttl_s``: a block that no worker was asked for during so many seconds is freed; 0 for never.
     ``priority``: blocks of datasets with a lower one make way for its blocks; 0 at first.
     ``replicas``: workers that hold each block; 1 at first.
+    ``write_type``: when the source gets what is written: ``async`` (soon; at first), ``through`` (before a file is
+    closed) or ``cache`` (never); left as it is when left out.
     Raises InvalidInput (name or source taken, or a value that cannot be meant), NotFound, AccessDenied,
     SourceUnavailable; then nothing was made.
     """
-    from raycache.core.arguments import check_refresh_every
+    from raycache.core.arguments import check_refresh_every, check_write_type
     from raycache.core.retention import Retention
     from raycache.ufs.registry import capture_access
 
@@ -149,9 +160,13 @@ def dataset(
     Retention().changed(chosen)
     if refresh_every_s is not None:
         check_refresh_every(refresh_every_s)
+    if write_type is not None:
+        check_write_type(write_type)
     made = _files().attach(source, name, capture_access(source, options))
     if refresh_every_s is not None:
         made = _files().set_refresh(made.name, refresh_every_s)
+    if write_type is not None:
+        made = _files().set_write_type(made.name, write_type)
     return _cluster().keeping.set_retention(made.name, chosen) if chosen else made
 
 
@@ -209,10 +224,90 @@ def snapshot(change: int | None = None) -> FileSystem:
 
 
 def open(
-    uri: str, mode: str = "rb", *, buffering: int = -1, encoding: str | None = None, newline: str | None = None
+    uri: str,
+    mode: str = "rb",
+    *,
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    write_type: str = "",
+    sync: bool = False,
 ) -> IO[Any]:
-    """Open a file of a dataset, as the builtin does. Raises NotFound, IsADirectory, ReadOnly, InvalidInput."""
-    return _files().open(uri, mode, buffering=buffering, encoding=encoding, newline=newline)
+    """Open a file of a dataset, as the builtin does, in any of its modes.
+
+    What is written is seen when the file is closed, whole. An exception in its ``with``, or ``discard()``, leaves
+    things as they were. ``write_type``: when the source gets it: ``cache`` (never), ``through`` (before it is closed)
+    or ``async`` (soon); else as the dataset says. ``sync``: have it on a disk before it is closed, so that it survives
+    the end of the machine; ``sync()`` of the file does so at once.
+
+    Raises NotFound, Exists, IsADirectory, InvalidInput; closing raises NoSpace, Unavailable, IsADirectory and, with
+    ``through``, what ``persist`` raises.
+    """
+    return _files().open(
+        uri,
+        mode,
+        buffering=buffering,
+        encoding=encoding,
+        errors=errors,
+        newline=newline,
+        write_type=write_type,
+        sync=sync,
+    )
+
+
+def write_many(
+    files: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]], *, write_type: str = "", sync: bool = False
+) -> int:
+    """Write whole files, by URI; how many. The way to write many small ones: a call to the master for a thousand.
+
+    Pairs may be made as they are asked for. Each file is seen whole or not at all; when one is refused the others of
+    its thousand are written, and those after them not. ``write_type``, ``sync``: as of ``open``. Raises as
+    closing does.
+    """
+    return _files().write_many(files, write_type=write_type, sync=sync)
+
+
+def mkdir(uri: str, *, mode: int = 0o755, parents: bool = False, exist_ok: bool = False) -> None:
+    """Make a directory; ``parents``: with those that are missing above it. Raises Exists, NotFound, NotADirectory."""
+    _files().mkdir(uri, mode=mode, parents=parents, exist_ok=exist_ok)
+
+
+def makedirs(uri: str, *, exist_ok: bool = False) -> None:
+    """Make a directory with those that are missing above it. Raises Exists, NotADirectory."""
+    _files().mkdir(uri, parents=True, exist_ok=exist_ok)
+
+
+def rmdir(uri: str) -> None:
+    """Remove an empty directory. Raises NotEmpty, NotFound, NotADirectory."""
+    _files().rmdir(uri)
+
+
+def remove(uri: str, *, recursive: bool = False) -> None:
+    """Remove a file; ``recursive``: or a directory with all below it, in one step. Raises NotFound, IsADirectory."""
+    if recursive:
+        _files().remove_tree(uri)
+    else:
+        _files().remove(uri)
+
+
+def rename(uri: str, to: str, *, replace: bool = True) -> None:
+    """Give a file, or a directory with all below it, another name in its dataset, in one step.
+
+    A file replaces a file that is there, a directory an empty one; without ``replace`` that is refused.
+    Raises NotFound, Exists, NotEmpty, IsADirectory, NotADirectory, Refused (EXDEV: another dataset).
+    """
+    _files().rename(uri, to, replace=replace)
+
+
+def copy(uri: str, to: str, *, replace: bool = True, write_type: str = "") -> None:
+    """Copy a file; within a dataset no bytes are moved. Raises NotFound, IsADirectory, Exists."""
+    _files().copy(uri, to, replace=replace, write_type=write_type)
+
+
+def touch(uri: str, *, exist_ok: bool = True, write_type: str = "") -> None:
+    """Make an empty file, or give one that is there the time of now. Raises Exists unless ``exist_ok``."""
+    _files().touch(uri, exist_ok=exist_ok, write_type=write_type)
 
 
 def read_many(uris: Sequence[str]) -> list[memoryview]:

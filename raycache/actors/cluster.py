@@ -26,7 +26,9 @@ from raycache.actors.plasma import BACKUP, Vault
 from raycache.actors.remotemaster import RemoteMaster
 from raycache.actors.segments import RemoteSegments
 from raycache.actors.transport import NoAnswer, get, get_views, is_in_job, join_ray
+from raycache.client.changing import Changing
 from raycache.client.filesystem import FileSystem
+from raycache.client.following import keep_following
 from raycache.client.keeping import Keeping, dataset_figures
 from raycache.client.leases import LEASE_S, keep_renewing
 from raycache.client.namespace import Namespace
@@ -198,16 +200,17 @@ class Cluster:
         self.address = address
         self.master = master
         self.pool = RemotePool(master, settings.namespace)
-        self.namespace = Namespace(master)
+        self.namespace = Namespace(master, tree=master.tree)
         local_bytes = sum(worker.memory_bytes for worker in self.pool.workers() if worker.local)
         self.keepers = RemoteKeepers(self.pool.workers, self.pool.handle)
         view_bytes = max(local_bytes, VIEW_BYTES_MIN)
         self.reader = Reader(self.pool, view_bytes, settings.read_timeout_s, waits=self.keepers.keep_log())
-        self.files = FileSystem(self.namespace, self.reader)
         keep_renewing(self.reader, self.pool.kept, THREADS)
         calls = RemoteSegments(self.pool.workers, self.pool.handle, master.tree.segment_places)
         self.segments = Segments(calls, NodeSegments(), self.namespace, self.reader, settings.read_timeout_s)
         self.persisting = Persisting(self.namespace, master, master.tree)
+        changing = Changing(self.namespace, master.tree, self.segments, self.persisting.wait)
+        self.files = FileSystem(self.namespace, self.reader, changing)
         self.keeping = Keeping(self.namespace, master, self.keepers)
 
     @staticmethod
@@ -233,6 +236,13 @@ class Cluster:
         _check_same(settings, master.settings())
         return Cluster(settings, address, master)
 
+    def follow(self) -> None:
+        """Keep near what other processes write, from now on: see client.following. Call it once; mounts follow by
+        themselves."""
+        job_id = ray.get_runtime_context().get_job_id()
+        self.namespace.begin_following()
+        keep_following(self.namespace, lambda: is_in_job(job_id))
+
     @property
     def portable_settings(self) -> Settings:
         """Settings that find this cache from any process of the cluster, whatever its environment says."""
@@ -250,6 +260,7 @@ class Cluster:
         """
         if snapshot is False:
             return self.files
+        self.namespace.settle()
         newest = self.master.newest_change()
         change = newest if snapshot is True else check_change(snapshot, newest)
         return FileSystem(Namespace(self.master, change), self.reader)
@@ -332,6 +343,7 @@ class _Current:
                 self._cluster = None  # the user shut Ray down; a new ray.init() means a new connection
             if self._cluster is None:
                 self._cluster = Cluster.open(settings or load_settings(), start=start)
+                self._cluster.follow()
             elif settings is not None and settings != self._cluster.settings:
                 raise InvalidInput("this process is connected with other settings; raycache.disconnect() first")
             return self._cluster

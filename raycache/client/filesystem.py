@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from raycache.client import batch, search
 from raycache.client.batch import Found
+from raycache.client.changing import Changing
+from raycache.client.editing import Editing
 from raycache.client.namespace import Entry, Namespace, require_directory, require_file
 from raycache.client.reader import Reader
+from raycache.client.writing import BUFFER_BYTES, Options, Writing
 from raycache.core.entries import names_of, rows_by_name, stats_of
 from raycache.core.manifest import Manifest
 from raycache.core.values import Buffer, Dataset, Stat
-from raycache.errors import InvalidInput, NotADirectory, NotFound, ReadOnly
+from raycache.errors import Changed, InvalidInput, NotADirectory, NotFound, ReadOnly
 
-BUFFER_BYTES = 2**20
 _MODES = {"".join(sorted(way + plus + kind)) for way in "rwax" for plus in ("", "+") for kind in ("", "b", "t")}
 
 
 class CachedFile(io.RawIOBase):
     """A file of the cache, open for reading. Any number of them cost nothing but their position."""
 
-    def __init__(self, reader: Reader, manifest: Manifest, row: int, uri: str) -> None:
+    def __init__(
+        self, reader: Reader, find: Callable[[], tuple[Manifest, int]], namespace: Namespace, uri: str
+    ) -> None:
+        """``find``: where it is; asked again if it was written anew before the first byte of it was read."""
         self.name = uri
-        self.size = manifest.size(row)
         self._reader = reader
-        self._manifest = manifest
-        self._row = row
+        self._find = find
+        self._namespace = namespace
+        self._manifest, self._row = find()
+        self._began = False
         self._position = 0
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self._manifest.size(self._row)
 
     def readable(self) -> bool:
         """Always."""
@@ -63,13 +75,31 @@ class CachedFile(io.RawIOBase):
     def readall(self) -> bytes:
         """The rest of the file."""
         data = bytes(self.pread(self._position, max(0, self.size - self._position)))
+        missing = self.size - self._position - len(data)  # it may have become another version, which is longer
+        if missing > 0:
+            data += bytes(self.pread(self._position + len(data), missing))
         self._position += len(data)
         return data
 
     def pread(self, offset: int, length: int) -> Buffer:
         """``length`` bytes from ``offset``, without a copy where one block of this node holds them."""
         self._check_open()
-        return self._reader.read(self._manifest, self._row, offset, length)
+        try:
+            data = self._reader.read(self._manifest, self._row, offset, length)
+        except Changed:
+            if self._began or not self._was_written():
+                raise
+            data = self._reader.read(self._manifest, self._row, offset, length)
+        self._began = True
+        return data
+
+    def _was_written(self) -> bool:
+        """Whether another version was written meanwhile; from then on it is that."""
+        before = self._manifest.etag(self._row)
+        if not self._namespace.doubt([self.name], anyway=True):
+            return False
+        self._manifest, self._row = self._find()
+        return self._manifest.etag(self._row) != before
 
     def _check_open(self) -> None:
         if self.closed:
@@ -79,9 +109,11 @@ class CachedFile(io.RawIOBase):
 class FileSystem:
     """Files of the cache by URI: ``raycache://dataset/path`` or the source's own ``s3://bucket/path``."""
 
-    def __init__(self, namespace: Namespace, reader: Reader) -> None:
+    def __init__(self, namespace: Namespace, reader: Reader, changing: Changing | None = None) -> None:
+        """``changing``: what changes go to; None: nothing can be changed."""
         self._namespace = namespace
         self._reader = reader
+        self._changing = changing
 
     @property
     def change(self) -> int | None:
@@ -100,6 +132,11 @@ class FileSystem:
         """See MasterApi.set_refresh."""
         return self._namespace.set_refresh(name, every_s)
 
+    def set_write_type(self, name: str, write_type: str) -> Dataset:
+        """See TreeApi.set_write_type; the dataset as it is now."""
+        self.changing.tree.set_write_type(name, write_type)
+        return self._namespace.dataset(name)
+
     def open(
         self,
         uri: str,
@@ -107,33 +144,65 @@ class FileSystem:
         *,
         buffering: int = -1,
         encoding: str | None = None,
+        errors: str | None = None,
         newline: str | None = None,
+        write_type: str = "",
+        sync: bool = False,
     ) -> IO[Any]:
-        """Open a file for reading, as the builtin does.
+        """Open a file, as the builtin does. What is written is seen, whole, when the file is closed; an exception in
+        its ``with`` leaves things as they were. ``sync()`` of the file has on disk what was written so far.
 
-        Raises NotFound, IsADirectory, InvalidInput for a mode that is none, ReadOnly for one that writes.
+        ``write_type``: ``cache``, ``through`` or ``async``; else as the dataset says. ``sync``: have it on disk before
+        it is seen, so that it survives the end of the machine.
+
+        Raises NotFound, Exists, IsADirectory, InvalidInput for a mode that is none, ReadOnly where this is a snapshot;
+        closing raises NoSpace, Unavailable, and IsADirectory where a directory has the name.
         """
         if "".join(sorted(mode)) not in _MODES:
-            raise InvalidInput(f"{uri}: {mode!r} is no mode; use 'rb' or 'r'")
+            raise InvalidInput(f"{uri}: {mode!r} is no mode; use 'rb', 'r', 'wb', 'ab', 'xb' or 'r+b'")
         if set(mode) & set("wax+"):
-            raise ReadOnly(f"{uri}: cannot open with mode {mode!r}; the cache is read-only")
-        raw = CachedFile(self._reader, *require_file(self._namespace.entry(uri), uri), uri)
+            options = Options(write_type, sync)
+            return self.writing.edit(
+                uri, mode, options, buffering=buffering, encoding=encoding, errors=errors, newline=newline
+            )
+        raw = CachedFile(self._reader, lambda: require_file(self._namespace.entry(uri), uri), self._namespace, uri)
         if "b" in mode and buffering == 0:
             return raw  # type: ignore[return-value]
         buffered = io.BufferedReader(raw, buffering if buffering > 1 else BUFFER_BYTES)
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8", newline=newline)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
+
+    @property
+    def changing(self) -> Changing:
+        """What changes go to. Raises ReadOnly where this is a snapshot."""
+        if self._changing is None:
+            raise ReadOnly("a snapshot cannot be changed; use raycache.open and the like")
+        return self._changing
+
+    @property
+    def writing(self) -> Writing:
+        """How files are written. Raises ReadOnly where this is a snapshot."""
+        return Writing(self.changing)
+
+    @property
+    def editing(self) -> Editing:
+        """How names are changed. Raises ReadOnly where this is a snapshot."""
+        return Editing(self.changing)
 
     def read_many(self, uris: Sequence[str]) -> list[memoryview]:
         """Whole files, in order, read-only; one call per owner for all that is not mapped here.
 
         Raises as ``open`` and ``read`` do, for the first file that fails.
         """
-        rows = batch.files(self._namespace, uris)
-        return [memoryview(data) for data in self._reader.read_many(rows)]
+        found = self._namespace.look(uris, lambda: self._reader.read_many(batch.files(self._namespace, uris)))
+        return [memoryview(data) for data in found]
 
     def read_range(self, uri: str, offset: int, length: int) -> Buffer:
         """A range of a file; shorter at its end."""
-        return self._reader.read(*require_file(self._namespace.entry(uri), uri), offset, length)
+
+        def look() -> Buffer:
+            return self._reader.read(*require_file(self._namespace.entry(uri), uri), offset, length)
+
+        return self._namespace.look([uri], look)
 
     def stat(self, uri: str) -> Stat:
         """What is known of a path. Raises NotFound, NotADirectory, InvalidInput."""
@@ -142,7 +211,7 @@ class FileSystem:
     def stat_many(self, uris: Sequence[str]) -> list[Stat]:
         """The same for many, in order; the master is asked at most once per level of depth. Raises as ``stat``, for the
         first that fails."""
-        return batch.stat_many(self._namespace, uris)
+        return self._namespace.look(uris, lambda: batch.stat_many(self._namespace, uris))
 
     def exists(self, uri: str) -> bool:
         """Whether there is a file or directory of this name in a known dataset."""
@@ -154,15 +223,21 @@ class FileSystem:
 
     def exists_many(self, uris: Sequence[str]) -> list[bool]:
         """The same for many, in order. Raises InvalidInput, and what listing a source raises."""
-        return batch.exists_many(self._namespace, uris)
+        return self._namespace.look(uris, lambda: batch.exists_many(self._namespace, uris), all)
 
     def lookup_many(self, uri: str, names: Sequence[str]) -> Found:
         """Names of one directory, in columns: the way to millions of lookups per second.
 
         Raises NotFound and NotADirectory for the directory.
         """
-        dataset, manifest, row = self._namespace.place(uri)
-        return batch.find(dataset, require_directory(Entry(manifest, row), uri), names)
+
+        below = [f"{uri.rstrip('/')}/{name}" for name in names[:2]] or [uri]  # of many their directory counts
+
+        def look() -> Found:
+            dataset, manifest, row = self._namespace.place(uri)
+            return batch.find(dataset, require_directory(Entry(manifest, row), uri), names)
+
+        return self._namespace.look(below, look, lambda found: bool(found.exists.all()))
 
     def scandir(self, uri: str) -> list[Stat]:
         """Entries of a directory, by name. Raises NotADirectory for a file."""
@@ -178,7 +253,7 @@ class FileSystem:
     def listdir_many(self, uris: Sequence[str]) -> list[list[str]]:
         """The same for many, in order; the master is asked at most once per level of depth. Raises as ``listdir``, for
         the first that fails."""
-        manifests = batch.directories(self._namespace, uris)
+        manifests = self._namespace.look(uris, lambda: batch.directories(self._namespace, uris))
         return [names_of(manifest, rows_by_name(manifest)) for manifest in manifests]
 
     def walk(self, uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -198,3 +273,58 @@ class FileSystem:
         Raises NotADirectory, and InvalidInput where this is a snapshot, which stays as it is.
         """
         return self._namespace.refresh(uri).directory.version
+
+    def write_many(
+        self, files: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]], *, write_type: str = "", sync: bool = False
+    ) -> int:
+        """Write whole files, given by URI; how many. See Writing.write_many."""
+        return self.writing.write_many(files, write_type, sync)
+
+    def mkdir(self, uri: str, *, mode: int = 0o755, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a directory; ``parents``: with those that are missing above it.
+
+        Raises Exists (unless ``exist_ok`` and it is a directory), NotFound, NotADirectory.
+        """
+        self.editing.mkdir(uri, mode=mode, parents=parents, exist_ok=exist_ok)
+
+    def rmdir(self, uri: str) -> None:
+        """Remove an empty directory. Raises NotEmpty, NotFound, NotADirectory."""
+        self.editing.rmdir(uri)
+
+    def remove(self, uri: str) -> None:
+        """Remove a file. Raises NotFound, IsADirectory."""
+        self.editing.remove(uri)
+
+    def remove_tree(self, uri: str) -> int:
+        """Remove a directory with all below it, or a file, in one step; how many entries went. Raises NotFound."""
+        return self.editing.remove_tree(uri)
+
+    def rename(self, uri: str, to: str, *, replace: bool = True) -> None:
+        """Give a file, or a directory with all below it, another name in its dataset, in one step. A file replaces a
+        file that is there, a directory an empty one, unless ``replace`` is False.
+
+        Raises NotFound, Exists, NotEmpty, IsADirectory, NotADirectory, Refused (EXDEV: another dataset).
+        """
+        self.editing.rename(uri, to, replace=replace)
+
+    def copy(self, uri: str, to: str, *, write_type: str = "", replace: bool = True) -> None:
+        """Copy a file. In its dataset no bytes are moved. Raises NotFound, IsADirectory, Exists."""
+        if not self.editing.copy(uri, to, write_type, replace):
+            with self.open(uri) as source, self.open(to, "wb" if replace else "xb", write_type=write_type) as target:
+                shutil.copyfileobj(source, target, BUFFER_BYTES)
+
+    def touch(self, uri: str, *, exist_ok: bool = True, write_type: str = "") -> None:
+        """Make an empty file, or give a file that is there the time of now. Raises Exists unless ``exist_ok``."""
+        self.editing.touch(uri, exist_ok=exist_ok, write_type=write_type)
+
+    def chmod(self, uri: str, mode: int) -> None:
+        """Set permissions, as writable mounts show them. Raises NotFound."""
+        self.editing.set_attributes(uri, {"mode": mode})
+
+    def utime(self, uri: str, *, mtime_ns: int, atime_ns: int | None = None) -> None:
+        """Set when a file or directory was changed, and read, in nanoseconds since 1970. Raises NotFound."""
+        self.editing.set_attributes(uri, {"mtime_ns": mtime_ns, "atime_ns": mtime_ns if atime_ns is None else atime_ns})
+
+    def truncate(self, uri: str, size_bytes: int) -> None:
+        """Cut a file, or make it longer with zeros. Raises NotFound, IsADirectory."""
+        self.editing.set_attributes(uri, {"size_bytes": size_bytes})

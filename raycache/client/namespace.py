@@ -1,33 +1,36 @@
-"""Names to rows: URIs, datasets and the manifests that this process holds.
+"""Names to rows: URIs, datasets, and paths through the manifests that this process holds.
 
-The master is asked once per directory, for several of them in one call where they are known together; after that a
-lookup is a search in an array. The table of held manifests is bounded; a manifest asked for again later may be a newer
-version, in which old row numbers still mean the same. A namespace *as of* a change shows every directory as it was
-after that change of the catalog, for as long as it lives.
+Once a directory's manifest is held a lookup is a search in an array. What is not found is looked for once more if the
+master knows better (``doubts``), so that what somebody else just wrote is there. A namespace *as of* a change shows
+every directory as it was after that change of the catalog, for as long as it lives.
 
-Threading: safe; one thread fetches a manifest, others that want the same one wait for it.
+Threading: safe.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from raycache.client.doubts import Doubts
+from raycache.client.manifests import MANIFESTS_HELD, Manifests, Publisher, WouldBlock, key_of
 from raycache.client.protocols import MasterApi
 from raycache.core import paths
 from raycache.core.manifest import Manifest
-from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
-from raycache.errors import InvalidInput, IsADirectory, NotADirectory, NotFound, RaycacheError
+from raycache.core.values import Dataset, Failed
+from raycache.errors import Changed, InvalidInput, IsADirectory, NotADirectory, NotFound, RaycacheError
 
-MANIFESTS_HELD = 16_384
-"""Directories whose manifests one process keeps mapped; about 6 KB of Python each."""
+__all__ = ["Entry", "Namespace", "Place", "WouldBlock", "relative", "require_directory", "require_file"]
+
+_Found = TypeVar("_Found")
 
 
-class WouldBlock(Exception):
-    """Asked not to wait, and the answer is not held here."""
+class Tree(Publisher, Protocol):
+    """See TreeApi."""
+
+    def getattr(self, place: tuple[str, str]) -> object:
+        """See TreeApi."""
+        ...
 
 
 class Entry(NamedTuple):
@@ -41,16 +44,14 @@ Place = tuple[Dataset, Manifest, int | None]
 """An entry, and the dataset that it is in."""
 
 
-class Namespace:
+class Namespace(Manifests):
     """Resolves what users write to manifests and rows."""
 
-    def __init__(self, master: MasterApi, as_of: int | None = None) -> None:
-        """``as_of``: the change number to show everything at; None shows the newest that this process was told of."""
-        self.as_of = as_of
-        self._master = master
-        self._lock = threading.Lock()
-        self._flights: dict[int, Future[Manifest]] = {}
-        self._held: OrderedDict[int, Manifest] = OrderedDict()
+    def __init__(self, master: MasterApi, as_of: int | None = None, tree: Tree | None = None) -> None:
+        """See Manifests. ``tree``: what was written; None where names are what is held here, whatever others write."""
+        super().__init__(master, as_of, tree)
+        self._tree = tree
+        self._doubts = Doubts()
         self._datasets: tuple[Dataset, ...] = ()
         self._near: dict[str, tuple[Dataset, int]] = {}
         """Directories by the URI that users write for them, so that the next file in one costs one search."""
@@ -107,7 +108,7 @@ class Namespace:
         """Ask the master which datasets there are, and what is chosen for them."""
         self._datasets = tuple(self._master.datasets())
         with self._lock:
-            self._forget_near()
+            self._replaced()
 
     def _names(self) -> str:
         return ", ".join(dataset.name for dataset in self._datasets) or "none yet"
@@ -129,16 +130,73 @@ class Namespace:
 
     def place(self, uri: str) -> Place:
         """The same, with its dataset. A file in a directory that was named before is one search."""
+        near = self._near_place(uri)
+        if near is not None:
+            return near
+        if self._touched:
+            self._ask_first(uri)
+        return self.look([uri], lambda: self._place(uri))
+
+    def look(
+        self, uris: Sequence[str], look: Callable[[], _Found], is_whole: Callable[[_Found], bool] = lambda _: True
+    ) -> _Found:
+        """What ``look`` returns or raises; a second time if it does not find some of the URIs, or finds what is not
+        there any more, and others may have written them meanwhile."""
+        try:
+            found = look()
+        except (NotFound, NotADirectory):
+            if not self.doubt(uris):
+                raise
+            return look()
+        except Changed:
+            if not self.doubt(uris, anyway=True):
+                raise
+            return look()
+        return found if is_whole(found) or not self.doubt(uris) else look()
+
+    def doubt(self, uris: Sequence[str], *, anyway: bool = False) -> bool:
+        """Have the next look at these find what others wrote; False where it would find what the last one found.
+
+        One name is asked for; of many, their directories are looked at again. ``anyway``: see Doubts.
+        """
+        if self._tree is None:
+            return False
+        with self._doubts.asking(anyway=anyway) as allowed:
+            if not allowed:
+                return False
+            try:
+                places = [(dataset.name, path) for dataset, path in map(self.locate, uris)]
+                if len(places) == 1:
+                    self._tree.getattr(places[0])
+            except RaycacheError:
+                return False  # it is not there; or the master is away, and what is held counts
+        for dataset, path in {(dataset, paths.split(path)[0]) for dataset, path in places if path}:
+            self.touched(dataset, path, by_others=True)
+        return True
+
+    def _near_place(self, uri: str) -> Place | None:
         parent, _, name = uri.rpartition("/")
         near = self._near.get(parent)
-        if near is not None:
-            manifest = self._held.get(near[1])  # without the lock: a single step of the interpreter
-            row = None if manifest is None else manifest.find(name.encode("utf-8", "surrogateescape"))
-            if manifest is not None and row is not None and manifest.child_id(row) is None:
-                return near[0], manifest, row
+        if near is None:
+            return None
+        manifest = self._held.get(near[1])  # without the lock: a single step of the interpreter
+        if manifest is None or (self._touched and key_of(manifest) in self._touched):
+            return None
+        row = manifest.find(name.encode("utf-8", "surrogateescape"))
+        return None if row is None or manifest.child_id(row) is not None else (near[0], manifest, row)
+
+    def _ask_first(self, uri: str) -> None:
+        """A directory that this process wrote to has to be published to be looked at; for what is not there, which
+        writers often look for, that is spared. Raises NotFound, NotADirectory."""
+        dataset, path = self.locate(uri)
+        if self._tree is not None and (dataset.name, paths.split(path)[0]) in self._touched:
+            self._tree.getattr((dataset.name, path))
+
+    def _place(self, uri: str) -> Place:
         moves = self._moves
         dataset, path = self.locate(uri)
         manifest, row = self.walk(dataset, path)
+        parent, _, name = uri.rpartition("/")
         if row is not None and manifest.name(row) == name.encode("utf-8", "surrogateescape"):
             self._keep_near(parent, dataset, manifest, moves)
         return dataset, manifest, row
@@ -164,6 +222,8 @@ class Namespace:
             for at, step in waiting.items():
                 answer = manifests[step.dir_id]
                 try:
+                    if step.behind:
+                        answer = self._enter(wanted[at][0], step)
                     if isinstance(answer, Failed):
                         if not isinstance(answer.error, NotFound):
                             raise answer.error
@@ -181,7 +241,7 @@ class Namespace:
         newest version has, or the dataset if it is its root: an id that is not known any more is looked up there once.
         """
         try:
-            return self.manifest(step.dir_id)
+            return self.renewed(step.dir_id) if step.behind else self.manifest(step.dir_id)
         except NotFound:
             new_id = self._new_root_id(dataset) if step.parent is None else self._new_child_id(step.parent, step.row)
             if new_id in (None, step.dir_id):
@@ -204,126 +264,30 @@ class Namespace:
             self._hold(about.dir_id, newest)
         return new_id
 
-    def manifest(self, dir_id: int, *, wait: bool = True) -> Manifest:
-        """The manifest of a directory. Raises WouldBlock when it is not held and ``wait`` is False."""
-        with self._lock:
-            held = self._held.get(dir_id)
-            if held is not None:
-                self._held.move_to_end(dir_id)
-                return held
-            if not wait:
-                raise WouldBlock
-            flight = self._flights.get(dir_id)
-            mine = flight is None
-            if flight is None:
-                flight = self._flights[dir_id] = Future()
-        if mine:
-            self._fetch(dir_id, flight)
-        # Those who wait get the answer, or the error, of the one call; it has a deadline.
-        return flight.result()
+    def touched(self, dataset: str, path: str, *, by_others: bool = False) -> None:
+        """Entries of a directory were changed: who looks at them next sees what is there now.
 
-    def held(self, dir_id: int) -> Manifest | None:
-        """The manifest of a directory, if it is held here."""
-        with self._lock:
-            return self._held.get(dir_id)
-
-    def manifests(self, dir_ids: Iterable[int]) -> dict[int, Manifest | Failed]:
-        """Manifests of several directories: those not held in one call to the master per MANIFESTS_AT_ONCE of them."""
-        found: dict[int, Manifest | Failed] = {}
-        flights: dict[int, Future[Manifest]] = {}
-        mine: list[int] = []
-        with self._lock:
-            for dir_id in dict.fromkeys(dir_ids):
-                held = self._held.get(dir_id)
-                if held is not None:
-                    self._held.move_to_end(dir_id)
-                    found[dir_id] = held
-                    continue
-                if dir_id not in self._flights:
-                    self._flights[dir_id] = Future()
-                    mine.append(dir_id)
-                flights[dir_id] = self._flights[dir_id]
-        self._fetch_many(mine)
-        for dir_id, flight in flights.items():
-            try:
-                found[dir_id] = flight.result()
-            except RaycacheError as error:
-                found[dir_id] = Failed(error)
-        return found
-
-    def _fetch(self, dir_id: int, flight: Future[Manifest]) -> None:
-        try:
-            flight.set_result(self._hold(dir_id, self._master.manifest(dir_id)))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, others wait for it too; `result` raises it
-            flight.set_exception(error)
-        finally:
-            with self._lock:
-                del self._flights[dir_id]
-
-    def _fetch_many(self, dir_ids: Sequence[int]) -> None:
-        """Land the flights of these directories. A call that fails fails them all: the next would wait as long."""
-        failure: BaseException | None = None
-        for start in range(0, len(dir_ids), MANIFESTS_AT_ONCE):
-            part = dir_ids[start : start + MANIFESTS_AT_ONCE]
-            answers: Sequence[Manifest | Failed] = ()
-            try:
-                answers = self._master.manifests(part) if failure is None else ()
-            except BaseException as error:  # noqa: BLE001 - as in _fetch
-                failure = error
-            for at, dir_id in enumerate(part):
-                self._land(dir_id, failure or answers[at])
-
-    def _land(self, dir_id: int, answer: Manifest | Failed | BaseException) -> None:
-        with self._lock:
-            flight = self._flights[dir_id]
-        try:
-            if isinstance(answer, Manifest):
-                flight.set_result(self._hold(dir_id, answer))
-            else:
-                flight.set_exception(answer.error if isinstance(answer, Failed) else answer)
-        except BaseException as error:  # noqa: BLE001 - as in _fetch
-            flight.set_exception(error)
-        finally:
-            with self._lock:
-                del self._flights[dir_id]
-
-    def forget(self) -> None:
-        """Hold nothing any more: each directory is asked for again."""
-        with self._lock:
-            self._held.clear()
-            self._forget_near()
-
-    def forget_below(self, dataset: str, path: str) -> None:
-        """Hold neither a directory nor any below it: each is asked for again."""
-        with self._lock:
-            for dir_id, manifest in list(self._held.items()):
-                about = manifest.directory
-                if about.dataset == dataset and (not path or f"{about.path}/".startswith(f"{path}/")):
-                    del self._held[dir_id]
-
-    def follow(self, since: int) -> tuple[int, list[tuple[Manifest | None, Manifest]]]:
-        """Take over what others refreshed: of the directories held here, the old manifest and the new one.
-
-        ``since``: what the last call returned first. One call to the master when nothing changed, and one per
-        MANIFESTS_AT_ONCE of what did. The old one is None
-        where the new one was held already: what was told of it before is then not known. As of a change nothing moves.
+        It may have been made with all that is above it; ``by_others``: or these may be others now.
         """
-        if self.as_of is not None:
-            return since, []
-        newest, dir_ids = self._master.changes(since)
-        replaced: list[tuple[Manifest | None, Manifest]] = []
         with self._lock:
-            known = [(each, self._held.get(each)) for each in dir_ids if each in self._held or each in self._flights]
-        for start in range(0, len(known), MANIFESTS_AT_ONCE):
-            part = known[start : start + MANIFESTS_AT_ONCE]
-            answers = self._master.manifests([dir_id for dir_id, _ in part])
-            for (dir_id, held), new in zip(part, answers, strict=True):
-                if isinstance(new, Failed):
-                    raise new.error
-                self._hold(dir_id, new)
-                is_newer = held is not None and new.directory.version > held.directory.version
-                replaced.append((held if is_newer else None, new))
-        return newest, replaced
+            self._touches += 1
+            self._touch(dataset, path)
+            dir_id = next((each.root_id for each in self._datasets if each.name == dataset), None)
+            above = ""
+            for name in path.split("/") if path else ():
+                held = None if dir_id is None else self._held.get(dir_id)
+                row = None if held is None else held.find(name.encode("utf-8", "surrogateescape"))
+                dir_id = None if held is None or row is None else held.child_id(row)
+                if dir_id is None or by_others:
+                    self._touch(dataset, above)
+                above = paths.join(above, name)
+
+    def settle(self) -> None:
+        """Have all published that this process wrote, so that a change number has it."""
+        with self._lock:
+            touched = list(self._touched)
+            known = {each.name: each for each in self._datasets}
+        self.walk_many([(known[dataset], path) for dataset, path in touched if dataset in known])
 
     def refresh(self, uri: str) -> Manifest:
         """List a directory again and hold its newest version. Raises NotADirectory for a file, InvalidInput as of a
@@ -348,26 +312,10 @@ class Namespace:
                 while len(self._near) > MANIFESTS_HELD:
                     del self._near[next(iter(self._near))]
 
-    def _forget_near(self) -> None:
+    def _replaced(self) -> None:
         """With the lock held: a directory may have gone, or belong to another dataset now."""
         self._near.clear()
         self._moves += 1
-
-    def _hold(self, dir_id: int, manifest: Manifest) -> Manifest:
-        """Keep what the master handed out, as it is to be shown; returns that."""
-        if self.as_of is not None:
-            manifest = manifest.as_of(self.as_of)
-        with self._lock:
-            there = self._held.get(dir_id)
-            if there is not None and there.directory.version > manifest.directory.version:
-                return manifest  # an answer that was overtaken
-            if there is not None:
-                self._forget_near()
-            self._held[dir_id] = manifest
-            self._held.move_to_end(dir_id)
-            while len(self._held) > MANIFESTS_HELD:
-                self._held.popitem(last=False)
-        return manifest
 
 
 class _Step(NamedTuple):
@@ -377,6 +325,8 @@ class _Step(NamedTuple):
     parent: Manifest | None
     """None for the root of a dataset; else the directory that has it, at ``row``."""
     row: int
+    behind: bool = False
+    """Its manifest was seen, and it is of another path: it was moved, and that is not published yet."""
 
 
 def _steps(dataset: Dataset, path: str) -> Generator[_Step, Manifest, Entry]:
@@ -392,7 +342,10 @@ def _steps(dataset: Dataset, path: str) -> Generator[_Step, Manifest, Entry]:
             raise NotFound(f"{paths.join(dataset.source, *parts[: depth + 1])}: no such file or directory")
         child = manifest.child_id(row)
         if child is not None:
-            manifest = yield _Step(child, manifest, row)
+            step = _Step(child, manifest, row)
+            manifest = yield step
+            if manifest.directory.path != "/".join(parts[: depth + 1]):
+                manifest = yield step._replace(behind=True)
         elif depth + 1 < len(parts):
             raise NotADirectory(f"{paths.join(dataset.source, *parts[: depth + 1])} is a file, not a directory")
         else:

@@ -12,6 +12,8 @@ from raycache.errors import InvalidInput
 
 REFRESH_EVERY_MIN_S = 1.0
 """Shortest refresh interval of a dataset."""
+WRITE_TYPES = ("cache", "through", "async")
+"""When the source gets what is written: never, before a file is closed, soon after."""
 
 
 def check_refresh_every(every_s: float) -> float:
@@ -22,6 +24,12 @@ def check_refresh_every(every_s: float) -> float:
             f"refresh every {every_s!r} s: give a number of seconds, {REFRESH_EVERY_MIN_S:g} or more, or 0 for never"
         )
     return float(every_s)
+
+
+def check_write_type(write_type: str) -> None:
+    """Raises InvalidInput for a write type that is none."""
+    if write_type not in WRITE_TYPES:
+        raise InvalidInput(f"write type {write_type!r}; choose one of {', '.join(WRITE_TYPES)}")
 
 
 def check_change(change: int, newest: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 
+from raycache.core.arguments import check_write_type
 from raycache.core.inode import MOUNT_OWNER, Attr, Content, Extent, Place, Segment, split_ino
 from raycache.core.values import Failed
 from raycache.errors import Changed, Exists, InvalidInput, IsADirectory, NotADirectory
@@ -13,7 +14,6 @@ from raycache.meta.extents import check_content, cut_content, read_content, writ
 from raycache.meta.inodes import Folder, Inodes, check_name, where
 from raycache.meta.naming import make, make_folder
 
-WRITE_TYPES = ("cache", "through", "async")
 DIRECTORY_MODE = 0o755
 """Of directories that are made on the way of a path."""
 
@@ -184,16 +184,15 @@ def segments_of(tree: Inodes, worker_id: str, after: str, count: int) -> list[st
 
 
 def set_write_type(tree: Inodes, dataset: str, write_type: str) -> None:
-    if write_type not in WRITE_TYPES:
-        raise InvalidInput(f"write type {write_type!r}; choose one of {', '.join(WRITE_TYPES)}")
+    check_write_type(write_type)
     tree.about(dataset)
     tree.db.execute("UPDATE datasets SET write_type = ? WHERE name = ?", (write_type, dataset))
     tree.forget()
 
 
 def _check_write_type(write_type: str) -> None:
-    if write_type and write_type not in WRITE_TYPES:
-        raise InvalidInput(f"write type {write_type!r}; choose one of {', '.join(WRITE_TYPES)}")
+    if write_type:
+        check_write_type(write_type)
 
 
 def _must_be_file(place: object, attr: Attr) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raycache.client.blockfiles import BlockFiles
+from raycache.client.changing import Changing
 from raycache.client.filesystem import FileSystem
 from raycache.client.keeping import Keeping, sum_freed
 from raycache.client.namespace import Namespace
@@ -389,12 +390,13 @@ class InProcessCache:
         self.segment_calls = InProcessSegments(segments, self.metadata.tree, self.sources, write_quota)
         self.pool = self.segment_calls.pool = InProcessPool(make, workers)
         self.master = InProcessMaster(self.metadata, lambda: View(workers=tuple(self.pool.workers())), self._tell)
-        self.namespace = Namespace(self.master)
+        self.namespace = Namespace(self.master, tree=self.master.tree)
         self.reader = Reader(self.pool, view_bytes, timeout_s=10, files=files)
-        self.files = FileSystem(self.namespace, self.reader)
         self.keeping = Keeping(self.namespace, self.master, self.pool)
+        self.files = FileSystem(self.namespace, self.reader)
         if segments is not None:
             self.segments = Segments(self.segment_calls, NodeSegments(), self.namespace, self.reader, timeout_s=10)
+            self.files = self._files(self.namespace)
 
     def __enter__(self) -> InProcessCache:
         return self
@@ -420,6 +422,14 @@ class InProcessCache:
     def view(self, change: int | None = None) -> FileSystem:
         """A client that holds nothing yet, and shows everything as of a change number where one is given."""
         return FileSystem(Namespace(self.master, change), self.reader)
+
+    def another(self) -> tuple[Namespace, FileSystem]:
+        """A client that holds nothing yet, and writes."""
+        namespace = Namespace(self.master, tree=self.master.tree)
+        return namespace, self._files(namespace)
+
+    def _files(self, namespace: Namespace) -> FileSystem:
+        return FileSystem(namespace, self.reader, Changing(namespace, self.master.tree, self.segments))
 
     def close(self) -> None:
         """Stop the stores and check their books."""
