@@ -1,40 +1,64 @@
 """The fsspec file system: protocol ``raycache``; ``s3://...`` and other source URIs of known datasets work too.
 
-Read-only. Everything is delegated to ``client.filesystem``; directory listings come from manifests held in memory, so
-fsspec's own listing cache is switched off.
+Everything is delegated to ``client.filesystem``; directory listings come from manifests held in memory, so fsspec's own
+listing cache is switched off. Within a dataset, copies share their bytes and moves are one step, of whole trees too.
+
+What is written in a transaction (``with fs.transaction:``) is seen when that ends, as a whole: in one step of the
+master's for each thousand files.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsspec.compression import compr
+from fsspec.core import get_compression, has_magic
 from fsspec.spec import AbstractFileSystem
+from fsspec.transaction import Transaction
 
 from raycache.actors.cluster import Cluster, connected_settings, current
 from raycache.actors.connection import current_for
+from raycache.client.drafts import CompressedFile, Options, WrittenText
 from raycache.client.filesystem import FileSystem
 from raycache.config import Settings
 from raycache.core.paths import RAYCACHE_SCHEME, join
 from raycache.core.values import Stat
-from raycache.errors import ReadOnly
+
+
+class RaycacheTransaction(Transaction):  # type: ignore[misc]
+    """Files that were written, to be seen together."""
+
+    def complete(self, commit: bool = True) -> None:
+        """Have all of them seen, or none. When one is refused the others are seen; raises for that one."""
+        files = list(self.files)
+        try:
+            if commit and files:
+                for file in files:
+                    file.close()
+                self.fs._files().writing.commit([file.draft for file in files])
+        finally:
+            super().complete(commit=False)  # which discards what was not committed
 
 
 class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """Files of the cache. Paths are ``dataset/path`` or full URIs.
 
     ``snapshot``: a change number to show everything at (``raycache.snapshot``); pickled with the rest, so that the
-    processes of a job all see the same. Which cache it is of is pickled too: the process that a task runs in need not
-    have the environment of the one that sent it.
+    processes of a job all see the same. ``write_type``: of what is written, see ``raycache.open``. Which cache it is of
+    is pickled too: the process that a task runs in need not have the environment of the one that sent it.
     """
 
     protocol = RAYCACHE_SCHEME
     root_marker = ""
+    transaction_type = RaycacheTransaction
     cachable = False  # an instance holds nothing but the process's one connection
 
-    def __init__(self, *args: Any, snapshot: int | None = None, **storage_options: Any) -> None:
+    def __init__(self, *args: Any, snapshot: int | None = None, write_type: str = "", **storage_options: Any) -> None:
         super().__init__(*args, use_listings_cache=False, **storage_options)
         self.snapshot = snapshot
+        self.write_type = write_type
         self._settings: Settings | None = None
         """What finds the cache, where another process said so."""
         self._view: tuple[Cluster, FileSystem] | None = None
@@ -73,10 +97,11 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
             names = [(dataset.name, True) for dataset in self.cluster().master.datasets()]
             infos = [{"name": name, "size": 0, "type": "directory"} for name, _ in names]
             return infos if detail else [info["name"] for info in infos]
-        stat = self._files().stat(_uri(path))
+        stat = self._files().stat(self._uri(path))
         if stat.is_dir:
             found = [
-                _info(join(path, entry.path.rpartition("/")[2]), entry) for entry in self._files().scandir(_uri(path))
+                _info(join(path, entry.path.rpartition("/")[2]), entry)
+                for entry in self._files().scandir(self._uri(path))
             ]
         else:
             found = [_info(path, stat)]
@@ -87,17 +112,60 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         if not path:
             return {"name": "", "size": 0, "type": "directory"}
-        return _info(path, self._files().stat(_uri(path)))
+        return _info(path, self._files().stat(self._uri(path)))
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        """A binary file; buffering is the reader's."""
-        if mode != "rb":
-            raise ReadOnly(f"{path}: cannot open with mode {mode!r}; the cache is read-only")
-        return self._files().open(_uri(self._strip_protocol(path)), "rb")
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: Any = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As fsspec's, but nothing is seen of a file whose ``with`` was left by an exception, also where it is text or
+        compressed."""
+        if "b" not in mode:
+            text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
+            binary = mode.replace("t", "") + "b"
+            inner = self.open(path, binary, block_size, cache_options, compression, **kwargs)
+            return io.TextIOWrapper(inner, **text) if mode in ("r", "rt") else WrittenText(inner, **text)
+        file = super().open(path, mode, block_size, cache_options, **kwargs)
+        if compression is None:
+            return file
+        compress = compr[get_compression(path, compression)]
+        if compress is None:
+            return file
+        compressed = compress(file, mode=mode[0])
+        return compressed if mode == "rb" else CompressedFile(compressed, file)
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        write_type: str = "",
+        **kwargs: Any,
+    ) -> Any:
+        """A binary file; buffering is ours. ``autocommit``: False leaves it to ``commit()`` to have it seen."""
+        if mode == "rb":
+            return self._files().open(self._uri(path), mode)
+        options = Options(write_type or self.write_type, wait=not autocommit)
+        return self._files().writing.edit(self._uri(path), mode, options)
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+        """Contents of files, by path where there are several: one call to each worker that has some."""
+        paths = self.expand_path(path, recursive=recursive)
+        if kwargs or on_error != "raise" or (isinstance(path, str) and paths == [self._strip_protocol(path)]):
+            return super().cat(path, recursive=recursive, on_error=on_error, **kwargs)
+        paths = [each for each in paths if not self.isdir(each)]
+        found = self._files().read_many([self._uri(each) for each in paths])
+        return dict(zip(paths, map(bytes, found), strict=True))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Bytes of a file, or of a range with Python's rules for negative ends."""
-        uri = _uri(self._strip_protocol(path))
+        uri = self._uri(path)
         if start is None and end is None:
             return bytes(self._files().read_many([uri])[0])
         size = self._files().stat(uri).size_bytes
@@ -124,20 +192,95 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def ukey(self, path: str) -> str:
         """Changes when the file does."""
-        stat = self._files().stat(_uri(self._strip_protocol(path)))
+        stat = self._files().stat(self._uri(path))
         return stat.etag or f"{stat.size_bytes}-{stat.mtime_ns}"
 
     def modified(self, path: str) -> Any:
         """Time of the last change in the source, UTC."""
         import datetime
 
-        seconds = self._files().stat(_uri(self._strip_protocol(path))).mtime_ns / 1e9
+        seconds = self._files().stat(self._uri(path)).mtime_ns / 1e9
         return datetime.datetime.fromtimestamp(seconds, tz=datetime.timezone.utc)
 
-    def _refuse(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        raise ReadOnly(f"{path}: the cache is read-only; write to the source, then raycache.refresh() its directory")
+    # What changes something.
 
-    mkdir = makedirs = rmdir = rm_file = _rm = rm = cp_file = mv = touch = pipe_file = put_file = _refuse
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        """Make a directory. Raises Exists, and NotFound without ``create_parents``."""
+        self._files().mkdir(self._uri(path), parents=create_parents)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a directory with those that are missing above it. Raises Exists."""
+        self._files().mkdir(self._uri(path), parents=True, exist_ok=exist_ok)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory. Raises NotEmpty, NotFound."""
+        self._files().rmdir(self._uri(path))
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file. Raises NotFound, IsADirectory."""
+        self._files().remove(self._uri(path))
+
+    _rm = rm_file
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove files; ``recursive``: directories too, each with all below it in one step. Raises NotFound."""
+        if maxdepth is not None:
+            raise NotImplementedError("rm with maxdepth: remove what `find(path, maxdepth)` shows")
+        for each in self.expand_path(path):
+            if recursive:
+                self._files().remove_tree(self._uri(each))
+            else:
+                self.rm_file(each)
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """Copy a file; of a directory, make one."""
+        if self.isdir(path1):
+            self.makedirs(path2, exist_ok=True)
+        else:
+            self._files().copy(self._uri(path1), self._uri(path2), write_type=self.write_type)
+
+    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """Move a file, or a directory with all below it: in one step within a dataset. Into what is a directory."""
+        given = [path1, path2]
+        if maxdepth is not None or not all(isinstance(each, str) and not has_magic(each) for each in given):
+            super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
+            return
+        source, target = map(self._strip_protocol, given)
+        if source == target:
+            return
+        if path2.endswith("/") or self.isdir(target):
+            target = join(target, source.rpartition("/")[2])
+        files = self._files()
+        names = [files.dataset_of(self._uri(each)).name for each in (source, target)]
+        if names[0] == names[1]:
+            self.makedirs(self._parent(target), exist_ok=True)
+            files.rename(self._uri(source), self._uri(target))
+        else:
+            super().mv(source, target, recursive=recursive, **kwargs)
+
+    def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+        """Make an empty file; without ``truncate``, one that is there keeps its bytes and gets the time of now."""
+        if truncate:
+            self.pipe_file(path, b"")
+        else:
+            self._files().touch(self._uri(path), write_type=self.write_type)
+
+    def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
+        """Write whole files; of many, a thousand in one step."""
+        if isinstance(path, dict) and not self._intrans and not kwargs:
+            files = ((self._uri(each), data) for each, data in path.items())
+            self._files().write_many(files, write_type=self.write_type)
+        else:
+            super().pipe(path, value, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Write a whole file; ``mode``: ``create`` raises Exists where there is one."""
+        with self.open(path, "xb" if mode == "create" else "wb", **kwargs) as file:
+            file.write(value)
+
+    def _uri(self, path: str) -> str:
+        path = self._strip_protocol(path)
+        return path if "://" in path else f"{RAYCACHE_SCHEME}://{path}"
 
 
 def _unpickled(
@@ -146,10 +289,6 @@ def _unpickled(
     made = kind(*args, **options)
     made._settings = settings
     return made
-
-
-def _uri(path: str) -> str:
-    return path if "://" in path else f"{RAYCACHE_SCHEME}://{path}"
 
 
 def _info(path: str, stat: Stat) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import IO, Any
 from raycache.client import batch, search
 from raycache.client.batch import Found
 from raycache.client.changing import Changing
+from raycache.client.drafts import BUFFER_BYTES, Options
 from raycache.client.editing import Editing
 from raycache.client.namespace import Entry, Namespace, require_directory, require_file
 from raycache.client.reader import Reader
-from raycache.client.writing import BUFFER_BYTES, Options, Writing
+from raycache.client.writing import Writing
 from raycache.core.entries import names_of, rows_by_name, stats_of
 from raycache.core.manifest import Manifest
 from raycache.core.values import Buffer, Dataset, Stat

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raycache.client import doubts, writing
+from raycache.client import doubts, drafts, writing
 from raycache.client.changing import Changing
 from raycache.client.filesystem import FileSystem
 from raycache.core.inode import VERBS_AT_ONCE, Verb
@@ -267,7 +267,7 @@ def test_a_file_that_there_is_no_room_for_leaves_nothing(tmp_path: Path) -> None
 def test_scattered_writes_are_gathered_when_they_are_too_many(
     files: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "EXTENTS_MAX", 10)
+    monkeypatch.setattr(drafts, "EXTENTS_MAX", 10)
     want = bytearray(b"0123456789" * 10)
     with files.open(f"{ROOT}/listed", "r+b", buffering=0) as file:
         for at in range(0, 100, 5):
