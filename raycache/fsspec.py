@@ -37,7 +37,7 @@ class RaycacheTransaction(Transaction):  # type: ignore[misc]
             if commit and files:
                 for file in files:
                     file.close()
-                self.fs._files().writing.commit([file.draft for file in files])
+                self.fs.files().writing.commit([file.draft for file in files])
         finally:
             super().complete(commit=False)  # which discards what was not committed
 
@@ -71,7 +71,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """The connection to its cache, made if this process has none. Raises what ``current_for`` raises."""
         return current() if self._settings is None else current_for(self._settings)
 
-    def _files(self) -> FileSystem:
+    def files(self) -> FileSystem:
         """What this process's connection shows, as of the snapshot if there is one."""
         cluster = self.cluster()
         if self.snapshot is None:
@@ -97,11 +97,11 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
             names = [(dataset.name, True) for dataset in self.cluster().master.datasets()]
             infos = [{"name": name, "size": 0, "type": "directory"} for name, _ in names]
             return infos if detail else [info["name"] for info in infos]
-        stat = self._files().stat(self._uri(path))
+        stat = self.files().stat(self.uri(path))
         if stat.is_dir:
             found = [
                 _info(join(path, entry.path.rpartition("/")[2]), entry)
-                for entry in self._files().scandir(self._uri(path))
+                for entry in self.files().scandir(self.uri(path))
             ]
         else:
             found = [_info(path, stat)]
@@ -112,7 +112,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         if not path:
             return {"name": "", "size": 0, "type": "directory"}
-        return _info(path, self._files().stat(self._uri(path)))
+        return _info(path, self.files().stat(self.uri(path)))
 
     def open(
         self,
@@ -150,9 +150,9 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
     ) -> Any:
         """A binary file; buffering is ours. ``autocommit``: False leaves it to ``commit()`` to have it seen."""
         if mode == "rb":
-            return self._files().open(self._uri(path), mode)
+            return self.files().open(self.uri(path), mode)
         options = Options(write_type or self.write_type, wait=not autocommit)
-        return self._files().writing.edit(self._uri(path), mode, options)
+        return self.files().writing.edit(self.uri(path), mode, options)
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Contents of files, by path where there are several: one call to each worker that has some."""
@@ -160,17 +160,17 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if kwargs or on_error != "raise" or (isinstance(path, str) and paths == [self._strip_protocol(path)]):
             return super().cat(path, recursive=recursive, on_error=on_error, **kwargs)
         paths = [each for each in paths if not self.isdir(each)]
-        found = self._files().read_many([self._uri(each) for each in paths])
+        found = self.files().read_many([self.uri(each) for each in paths])
         return dict(zip(paths, map(bytes, found), strict=True))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Bytes of a file, or of a range with Python's rules for negative ends."""
-        uri = self._uri(path)
+        uri = self.uri(path)
         if start is None and end is None:
-            return bytes(self._files().read_many([uri])[0])
-        size = self._files().stat(uri).size_bytes
+            return bytes(self.files().read_many([uri])[0])
+        size = self.files().stat(uri).size_bytes
         first, last, _ = slice(start, end).indices(size)
-        return bytes(self._files().read_range(uri, first, max(0, last - first)))
+        return bytes(self.files().read_range(uri, first, max(0, last - first)))
 
     def cat_ranges(
         self, paths: list[str], starts: Any, ends: Any, max_gap: Any = None, on_error: str = "return", **kwargs: Any
@@ -192,33 +192,33 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def ukey(self, path: str) -> str:
         """Changes when the file does."""
-        stat = self._files().stat(self._uri(path))
+        stat = self.files().stat(self.uri(path))
         return stat.etag or f"{stat.size_bytes}-{stat.mtime_ns}"
 
     def modified(self, path: str) -> Any:
         """Time of the last change in the source, UTC."""
         import datetime
 
-        seconds = self._files().stat(self._uri(path)).mtime_ns / 1e9
+        seconds = self.files().stat(self.uri(path)).mtime_ns / 1e9
         return datetime.datetime.fromtimestamp(seconds, tz=datetime.timezone.utc)
 
     # What changes something.
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a directory. Raises Exists, and NotFound without ``create_parents``."""
-        self._files().mkdir(self._uri(path), parents=create_parents)
+        self.files().mkdir(self.uri(path), parents=create_parents)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Make a directory with those that are missing above it. Raises Exists."""
-        self._files().mkdir(self._uri(path), parents=True, exist_ok=exist_ok)
+        self.files().mkdir(self.uri(path), parents=True, exist_ok=exist_ok)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory. Raises NotEmpty, NotFound."""
-        self._files().rmdir(self._uri(path))
+        self.files().rmdir(self.uri(path))
 
     def rm_file(self, path: str) -> None:
         """Remove a file. Raises NotFound, IsADirectory."""
-        self._files().remove(self._uri(path))
+        self.files().remove(self.uri(path))
 
     _rm = rm_file
 
@@ -228,7 +228,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise NotImplementedError("rm with maxdepth: remove what `find(path, maxdepth)` shows")
         for each in self.expand_path(path):
             if recursive:
-                self._files().remove_tree(self._uri(each))
+                self.files().remove_tree(self.uri(each))
             else:
                 self.rm_file(each)
 
@@ -237,7 +237,7 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if self.isdir(path1):
             self.makedirs(path2, exist_ok=True)
         else:
-            self._files().copy(self._uri(path1), self._uri(path2), write_type=self.write_type)
+            self.files().copy(self.uri(path1), self.uri(path2), write_type=self.write_type)
 
     def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
         """Move a file, or a directory with all below it: in one step within a dataset. Into what is a directory."""
@@ -250,11 +250,11 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return
         if path2.endswith("/") or self.isdir(target):
             target = join(target, source.rpartition("/")[2])
-        files = self._files()
-        names = [files.dataset_of(self._uri(each)).name for each in (source, target)]
+        files = self.files()
+        names = [files.dataset_of(self.uri(each)).name for each in (source, target)]
         if names[0] == names[1]:
             self.makedirs(self._parent(target), exist_ok=True)
-            files.rename(self._uri(source), self._uri(target))
+            files.rename(self.uri(source), self.uri(target))
         else:
             super().mv(source, target, recursive=recursive, **kwargs)
 
@@ -263,13 +263,13 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if truncate:
             self.pipe_file(path, b"")
         else:
-            self._files().touch(self._uri(path), write_type=self.write_type)
+            self.files().touch(self.uri(path), write_type=self.write_type)
 
     def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
         """Write whole files; of many, a thousand in one step."""
         if isinstance(path, dict) and not self._intrans and not kwargs:
-            files = ((self._uri(each), data) for each, data in path.items())
-            self._files().write_many(files, write_type=self.write_type)
+            files = ((self.uri(each), data) for each, data in path.items())
+            self.files().write_many(files, write_type=self.write_type)
         else:
             super().pipe(path, value, **kwargs)
 
@@ -278,7 +278,8 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with self.open(path, "xb" if mode == "create" else "wb", **kwargs) as file:
             file.write(value)
 
-    def _uri(self, path: str) -> str:
+    def uri(self, path: str) -> str:
+        """The full URI of a path."""
         path = self._strip_protocol(path)
         return path if "://" in path else f"{RAYCACHE_SCHEME}://{path}"
 

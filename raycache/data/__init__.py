@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyarrow.fs import PyFileSystem
     from ray.data import Dataset
 
 Reader = Callable[..., "Dataset"]
@@ -82,6 +83,17 @@ read_text = _reader("read_text")
 read_tfrecords = _reader("read_tfrecords")
 read_videos = _reader("read_videos")
 read_webdataset = _reader("read_webdataset")
+
+
+def arrow_filesystem(*, snapshot: int | None = None, write_type: str = "") -> PyFileSystem:
+    """The ``pyarrow.fs`` file system: ``pyarrow.dataset.dataset("train/tables", filesystem=...)``, ``write_dataset``.
+
+    Reads copy nothing where a block is mapped here. Paths are ``dataset/path`` or URIs. ``snapshot``: a change number
+    to show everything at; ``write_type``: see ``raycache.open``.
+    """
+    from raycache.data.arrow import arrow_filesystem as make
+
+    return make(snapshot, write_type)
 
 
 def enable(schemes: Iterable[str] = ("s3",)) -> None:

@@ -8,7 +8,7 @@ import os
 import pickle
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,8 @@ from raycache.errors import Exists, IsADirectory, NotEmpty, NotFound, ReadOnly
 from raycache.fsspec import RaycacheFileSystem
 
 
-@pytest.fixture(scope="module")
-def connected(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cache for all of these tests, with dataset ``data``."""
-    from raycache.actors.cluster import current
-    from raycache.config import load_settings
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYCACHE_NAMESPACE", f"test-{uuid.uuid4().hex[:8]}")
-        patch.setenv("RAYCACHE_ADDRESS", ray_address)
-        raycache.disconnect()
-        current(load_settings())
-        source = tmp_path_factory.mktemp("source")
-        raycache.dataset("data", str(source))
-        yield str(source)
-        raycache.shutdown()
-
-
 @pytest.fixture
-def fs(connected: str) -> RaycacheFileSystem:
+def fs(connected: Path) -> RaycacheFileSystem:
     return raycache.filesystem()
 
 
@@ -55,7 +38,7 @@ class Ours(abstract.AbstractFixtures):
     """What the suites run on."""
 
     @pytest.fixture
-    def fs(self, connected: str) -> RaycacheFileSystem:
+    def fs(self, connected: Path) -> RaycacheFileSystem:
         return raycache.filesystem()
 
     @pytest.fixture
@@ -227,10 +210,10 @@ def test_a_file_may_be_committed_later(fs: RaycacheFileSystem, base: str) -> Non
     assert fs.cat(f"{base}/file") == b"later"
 
 
-def test_a_pickled_one_writes_as_it_was_told_to(fs: RaycacheFileSystem, base: str, connected: str) -> None:
+def test_a_pickled_one_writes_as_it_was_told_to(fs: RaycacheFileSystem, base: str, connected: Path) -> None:
     through = pickle.loads(pickle.dumps(RaycacheFileSystem(write_type="through")))
     through.pipe(f"{base}/file", b"x")
-    assert (Path(connected) / base.partition("/")[2] / "file").read_bytes() == b"x"
+    assert (connected / base.partition("/")[2] / "file").read_bytes() == b"x"
     with pytest.raises(ReadOnly):
         raycache.filesystem(snapshot=raycache.snapshot().change).pipe(f"{base}/file", b"x")
 
