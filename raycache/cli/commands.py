@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import datasets, jobs, keep, show, upkeep, waits
+from raycache.cli import change, datasets, jobs, keep, show, upkeep, waits
 from raycache.cli.options import Address, AsJson, key_value, print_json
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
@@ -25,6 +25,8 @@ app = typer.Typer(
 _out = Console(highlight=False)
 for _command in (keep.load, keep.free, keep.pin, keep.unpin, upkeep.fsck, upkeep.backup, upkeep.restore, jobs.submit):
     app.command()(_command)
+for _change in (change.cp, change.mv, change.rm, change.mkdir):
+    app.command()(_change)
 app.command()(waits.explain)
 app.add_typer(datasets.app, name="dataset")
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 import errno
 import stat
 import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from raycache.client.changing import Changing, Target
-from raycache.client.treeapi import NOREPLACE
+from raycache.client.treeapi import NOREPLACE, VERBS_AT_ONCE
 from raycache.core import paths
-from raycache.core.inode import LISTED_FILE, MOUNT_OWNER, Content
+from raycache.core.inode import LISTED_FILE, MOUNT_OWNER, Content, Verb
+from raycache.core.values import Failed
 from raycache.errors import Exists, InvalidInput, NotFound, Refused
 
 _PERMISSIONS = 0o7777
@@ -75,9 +79,7 @@ class Editing:
         """See FileSystem.rename."""
         source, target = self._named(uri), self._named(to)
         if source.dataset != target.dataset:
-            raise Refused.because(
-                errno.EXDEV, f"{uri} and {to} are in two datasets; copy it there, then remove it here"
-            )
+            raise _two_datasets(uri, to)
         self._tree.rename(source.folder, source.name, target.folder, target.name, 0 if replace else NOREPLACE)
         self._moved([source, target])
 
@@ -92,6 +94,39 @@ class Editing:
             self._tree.put(target.folder, target.name, mode, content, (), now_ns, write_type, replace)
             self._done([target], write_type)
         return True
+
+    def copy_many(self, pairs: Sequence[tuple[str, str]], write_type: str) -> None:
+        """See FileSystem.copy_many."""
+        for start in range(0, len(pairs), VERBS_AT_ONCE):
+            self._copy_some(pairs[start : start + VERBS_AT_ONCE], write_type)
+
+    def _copy_some(self, pairs: Sequence[tuple[str, str]], write_type: str) -> None:
+        targets: list[Target] = []
+        questions: list[Verb] = []
+        for uri, to in pairs:
+            source, target = self._named(uri), self._named(to)
+            if source.dataset != target.dataset:
+                raise _two_datasets(uri, to)
+            targets.append(target)
+            questions.append(Verb("content", (source.place,)))
+        puts: list[Verb] = []
+        now_ns = time.time_ns()
+        for target, found in zip(targets, self._apply(questions), strict=True):
+            attr, content = found
+            args = (target.folder, target.name, attr.mode, content, (), now_ns, write_type, True)
+            puts.append(Verb("put", args, uuid.uuid4().hex))
+        try:
+            self._apply(puts)
+        finally:
+            self._changing.noted(targets)
+        self._changing.settled(targets, write_type)
+
+    def _apply(self, verbs: Sequence[Verb]) -> list[Any]:
+        answers = self._tree.apply(verbs)
+        for answer in answers:
+            if isinstance(answer, Failed):
+                raise answer.error
+        return answers
 
     def touch(self, uri: str, *, exist_ok: bool, write_type: str) -> None:
         """See FileSystem.touch."""
@@ -128,3 +163,7 @@ class Editing:
                 "here"
             )
         return target
+
+
+def _two_datasets(uri: str, to: str) -> Refused:
+    return Refused.because(errno.EXDEV, f"{uri} and {to} are in two datasets; copy it there, then remove it here")

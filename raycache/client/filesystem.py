@@ -129,6 +129,10 @@ class FileSystem:
         """The dataset that a URI belongs to. Raises InvalidInput, NotFound."""
         return self._namespace.locate(uri)[0]
 
+    def locate(self, uri: str) -> tuple[Dataset, str]:
+        """The same, with the path inside it."""
+        return self._namespace.locate(uri)
+
     def set_refresh(self, name: str, every_s: float) -> Dataset:
         """See MasterApi.set_refresh."""
         return self._namespace.set_refresh(name, every_s)
@@ -313,6 +317,13 @@ class FileSystem:
         if not self.editing.copy(uri, to, write_type, replace):
             with self.open(uri) as source, self.open(to, "wb" if replace else "xb", write_type=write_type) as target:
                 shutil.copyfileobj(source, target, BUFFER_BYTES)
+
+    def copy_many(self, pairs: Sequence[tuple[str, str]], *, write_type: str = "") -> None:
+        """Copy files within their datasets, many in one step, over what is there.
+
+        Raises as ``copy``, for the first that is refused; Refused for one of another dataset.
+        """
+        self.editing.copy_many(pairs, write_type)
 
     def touch(self, uri: str, *, exist_ok: bool = True, write_type: str = "") -> None:
         """Make an empty file, or give a file that is there the time of now. Raises Exists unless ``exist_ok``."""
