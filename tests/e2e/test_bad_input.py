@@ -174,8 +174,8 @@ def test_api_errors_say_what_to_do(bucket: str, s3_env: ObjectStoreServer, cache
     with pytest.raises(raycache.errors.NotFound, match="no dataset has this source"):
         raycache.open("s3://elsewhere/x")
     raycache.dataset("train", f"s3://{bucket}")
-    with pytest.raises(raycache.errors.ReadOnly, match="read-only"):
-        raycache.open(f"s3://{bucket}/a", "wb")
+    with pytest.raises(raycache.errors.Exists):
+        raycache.open(f"s3://{bucket}/a", "xb").close()
     with pytest.raises(raycache.errors.InvalidInput, match="no mode"):
         raycache.open(f"s3://{bucket}/a", "q")
     with pytest.raises(raycache.errors.InvalidInput, match="already"):
