@@ -1,4 +1,4 @@
-"""Peers of raycache, mounted as their manuals say for read-mostly data: JuiceFS and SeaweedFS's own mount."""
+"""Peers of raycache, mounted as their manuals say for read-mostly data: JuiceFS, SeaweedFS's own mount, rclone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class JuiceFS:
         self._home.mkdir(parents=True)
         self._meta = f"sqlite3://{self._home / 'meta.db'}"
         options = server.storage_options
-        bucket = f"juicefs-{home.name}"
+        bucket = f"juicefs-{uuid.uuid4().hex[:8]}"
         server.create_bucket(bucket)
         subprocess.run(
             [
@@ -45,15 +46,39 @@ class JuiceFS:
         )  # fmt: skip
 
     @contextlib.contextmanager
-    def mounted(self, directory: Path) -> Iterator[Path]:
-        """Mounted, with the kernel's caches kept for an hour."""
+    def mounted(self, directory: Path, *options: str) -> Iterator[Path]:
+        """Mounted, with the kernel's caches kept for an hour. ``options``: more of its own."""
         lifetimes = [word for name in ("attr", "entry", "dir-entry") for word in (f"--{name}-cache", "3600")]
         command = [
             program("juicefs"), "mount", "--no-usage-report", "--no-syslog", "--cache-dir", str(self._home / "cache"),
-            "--cache-size", "20480", *lifetimes, self._meta, str(directory),
+            "--cache-size", "20480", *lifetimes, *options, self._meta, str(directory),
         ]  # fmt: skip
         with mounted_by(command, directory):
             yield directory
+
+    def staged(self) -> bool:
+        """Whether something that was written with ``--writeback`` is still not in the bucket."""
+        return any(path.is_file() for path in (self._home / "cache").glob("*/rawstaging/**/*"))
+
+
+RCLONE_WRITE_BACK_S = 1
+"""How long after it was closed rclone begins to upload a file."""
+
+
+@contextlib.contextmanager
+def rclone_mounted(server: ObjectStoreServer, bucket: str, home: Path) -> Iterator[Path]:
+    """rclone's mount of a new bucket, with whole files in its cache."""
+    server.create_bucket(bucket)
+    directory, options = home / "mnt", server.storage_options
+    remote = f":s3,provider=SeaweedFS,access_key_id={options['key']},secret_access_key={options['secret']}"
+    command = [
+        program("rclone"), "mount", f"{remote},endpoint='{server.endpoint}':{bucket}", str(directory),
+        "--vfs-cache-mode", "full", "--cache-dir", str(home / "cache"), "--dir-cache-time", "1h",
+        "--vfs-write-back", f"{RCLONE_WRITE_BACK_S}s", "--config", "/dev/null",
+    ]  # fmt: skip
+    home.mkdir(parents=True, exist_ok=True)
+    with mounted_by(command, directory):
+        yield directory
 
 
 @contextlib.contextmanager
