@@ -34,6 +34,9 @@ KILL_CHECK_S = 0.2
 AGAIN_S = 6.0
 """How long a thread may be at a request before another one tries as well, if a disk hangs: longer than a disk takes
 to be found hanging, so that the second goes another way."""
+LOOK_S = 1.0
+"""How often to look for what is overdue while requests come and go. To be woken for each of them costs a program that
+makes one after the other more than the look is worth."""
 _SIGKILL_BIT = 1 << 8
 
 
@@ -99,6 +102,8 @@ class Misses(Generic[R]):
         self._idle = 0
         self._hung = 0
         self._watched = False
+        self._resting = False
+        self._submitted = 0
         self._closed = False
 
     def submit(self, request: R) -> None:
@@ -112,7 +117,8 @@ class Misses(Generic[R]):
             self._open[request.unique] = self._waiting[request.unique] = miss
             self._start_threads()
             self._work.notify()
-            if len(self._open) == 1:
+            self._submitted += 1
+            if self._resting:
                 self._watch.notify()
 
     def interrupt(self, unique: int) -> None:
@@ -172,7 +178,7 @@ class Misses(Generic[R]):
         while True:
             with self._lock:
                 while not self._open and not self._closed:
-                    self._watch.wait()
+                    self._rest()
                 if self._closed:
                     return
                 ended = self._ended(time.monotonic())
@@ -183,6 +189,16 @@ class Misses(Generic[R]):
             for request, killed in ended:
                 if self.claim(request.unique):
                     self._expire(request, killed)
+
+    def _rest(self) -> None:
+        """Wait while nothing is open, with the lock held: a while at first, for what begins meanwhile is not overdue
+        before that is over; and once nothing has come for so long, until something does."""
+        before = self._submitted
+        self._watch.wait(min(LOOK_S, self._limits.deadline_s))
+        if self._submitted == before and not self._closed:
+            self._resting = True
+            self._watch.wait()
+            self._resting = False
 
     def _ended(self, now: float) -> list[tuple[R, bool]]:
         ended: list[tuple[R, bool]] = []
