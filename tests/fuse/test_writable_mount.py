@@ -133,6 +133,26 @@ def test_room_runs_out_and_programs_are_told(mount: Mount) -> None:
     assert python(code, cwd=mounted.path).split() == ["ENOSPC", "3000000"]
 
 
+def test_what_there_is_not_is_refused_as_such(mount: Mount) -> None:
+    mounted = mount()
+    code = """if True:
+        import errno, fcntl, os, struct
+        kept = os.open("f", os.O_CREAT | os.O_RDWR)
+        fs_ioc_fiemap = 0xC020660B
+        acl = struct.pack("<IHHIHHIHHI", 2, 1, 6, 0, 4, 4, 0, 32, 4, 0)
+        for call in (
+            lambda: os.open(".", os.O_TMPFILE | os.O_RDWR),
+            lambda: os.setxattr("f", "system.posix_acl_access", acl),
+            lambda: fcntl.ioctl(kept, fs_ioc_fiemap, bytearray(32)),
+        ):
+            try:
+                call()
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+    """
+    assert python(code, cwd=mounted.path).split() == ["ENOTSUP"] * 3
+
+
 # ---- when the server dies -------------------------------------------------------------------------------------------
 
 
@@ -272,3 +292,28 @@ def test_rsync_finds_nothing_to_do_the_second_time(mount: Mount, tmp_path: Path)
     run("rsync", "-aH", f"{HERE}/", "synced/", cwd=mounted.path)
     assert run("rsync", "-aHi", "--checksum", f"{HERE}/", "synced/", cwd=mounted.path) == ""
     assert run("rsync", "-aHi", f"{HERE}/", "synced/", cwd=mounted.path) == ""
+
+
+# ---- drawn at random ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["served", "killed"])
+def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Path, killed: bool) -> None:
+    mounted, local = mount(), tmp_path / "local"
+    local.mkdir()
+    program = subprocess.Popen(
+        [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else "20", "40"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while killed and program.poll() is None:
+            time.sleep(0.4)
+            mounted.kill_server()
+            mounted.start_server()
+        said, _ = program.communicate(timeout=90)
+    finally:
+        program.kill()
+    assert program.returncode == 0, said[-5000:]
+    assert "steps" in said
