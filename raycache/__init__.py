@@ -154,46 +154,26 @@ def dataset(
     Raises InvalidInput (name or source taken, or a value that cannot be meant), NotFound, AccessDenied,
     SourceUnavailable; then nothing was made.
     """
+    from raycache.core.arguments import check_choices
     from raycache.ufs.registry import capture_access
 
     choices = {"eviction": eviction, "quota": quota, "ttl_s": ttl_s, "priority": priority, "replicas": replicas}
-    chosen = _checked(choices, refresh_every_s, write_type)
+    chosen = check_choices(choices, refresh_every_s, write_type)
     made = _files().attach(source, name, capture_access(source, options))
     return _choose(made, chosen, refresh_every_s, write_type)
 
 
 def set_dataset(
-    name: str,
-    *,
-    refresh_every_s: float | None = None,
-    eviction: str | None = None,
-    quota: str | int | None = None,
-    ttl_s: float | None = None,
-    priority: int | None = None,
-    replicas: int | None = None,
-    write_type: str | None = None,
+    name: str, *, refresh_every_s: float | None = None, write_type: str | None = None, **choices: Any
 ) -> Dataset:
     """Change what ``dataset`` chose, of a dataset that there is; what is left out stays, options and credentials too.
 
-    Raises InvalidInput, NotFound.
+    ``choices``: ``eviction``, ``quota``, ``ttl_s``, ``priority``, ``replicas``. Raises InvalidInput, NotFound.
     """
-    choices = {"eviction": eviction, "quota": quota, "ttl_s": ttl_s, "priority": priority, "replicas": replicas}
-    chosen = _checked(choices, refresh_every_s, write_type)
+    from raycache.core.arguments import check_choices
+
+    chosen = check_choices(choices, refresh_every_s, write_type)
     return _choose(_cluster(start=False).namespace.dataset(name), chosen, refresh_every_s, write_type)
-
-
-def _checked(choices: dict[str, Any], refresh_every_s: float | None, write_type: str | None) -> dict[str, Any]:
-    """The choices that were made. Raises InvalidInput for one that cannot be meant, before anything is done."""
-    from raycache.core.arguments import check_refresh_every, check_write_type
-    from raycache.core.retention import Retention
-
-    chosen = {choice: value for choice, value in choices.items() if value is not None}
-    Retention().changed(chosen)
-    if refresh_every_s is not None:
-        check_refresh_every(refresh_every_s)
-    if write_type is not None:
-        check_write_type(write_type)
-    return chosen
 
 
 def _choose(made: Dataset, chosen: dict[str, Any], refresh_every_s: float | None, write_type: str | None) -> Dataset:
@@ -469,15 +449,8 @@ def persist(
     is put over them, or it is lost. Raises Changed (there are such files), Unavailable (not done in time, or what is
     left fails again and again); what is left goes on by itself.
     """
-    from raycache.errors import InvalidInput
-
     persisting = _cluster(start=False).persisting
-    if conflicts not in ("keep", "overwrite", "discard"):
-        raise InvalidInput(f"conflicts={conflicts!r}: it is 'keep', 'overwrite' or 'discard'")
-    if conflicts == "overwrite":
-        persisting.overwrite(uri)
-    elif conflicts == "discard":
-        persisting.discard(uri)
+    persisting.decide(uri, conflicts)
     return persisting.persist(uri, timeout_s)
 
 

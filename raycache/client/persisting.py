@@ -13,7 +13,7 @@ from raycache.client.treeapi import TreeApi
 from raycache.core.inode import Place
 from raycache.core.persisting import Behind
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.errors import Changed, SourceUnavailable, Unavailable
+from raycache.errors import Changed, InvalidInput, SourceUnavailable, Unavailable
 
 CALL_S = 5.0
 """How long one call to the master waits."""
@@ -83,6 +83,12 @@ class Persisting:
             if found.paths == found.stuck or (deadline is not None and self._scheduler.monotonic() >= deadline):
                 return found
             self._scheduler.sleep(PAUSE_S)
+
+    def decide(self, uri: str, how: str) -> int:
+        """``overwrite`` or ``discard`` conflicts, or ``keep`` them. Raises InvalidInput for anything else."""
+        if how not in ("keep", "overwrite", "discard"):
+            raise InvalidInput(f"conflicts={how!r}: it is 'keep', 'overwrite' or 'discard'")
+        return 0 if how == "keep" else self.overwrite(uri) if how == "overwrite" else self.discard(uri)
 
     def overwrite(self, uri: str) -> int:
         """Decide conflicts at and below a path for what was written through the cache; how many there were.
