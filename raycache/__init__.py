@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raycache.client.batch import Found
     from raycache.client.filesystem import FileSystem
     from raycache.client.loading import LoadJob
+    from raycache.core.persisting import Behind
     from raycache.core.values import Buffer, Dataset, Freed, ListingJob, Stat
     from raycache.fsspec import RaycacheFileSystem
     from raycache.fuse.mount import Mount
@@ -45,6 +46,7 @@ __all__ = [
     "mkdir",
     "mount",
     "open",
+    "persist",
     "pin",
     "read_many",
     "refresh",
@@ -53,6 +55,7 @@ __all__ = [
     "rename",
     "rmdir",
     "scandir",
+    "set_dataset",
     "shutdown",
     "snapshot",
     "stat",
@@ -151,18 +154,29 @@ def dataset(
     Raises InvalidInput (name or source taken, or a value that cannot be meant), NotFound, AccessDenied,
     SourceUnavailable; then nothing was made.
     """
-    from raycache.core.arguments import check_refresh_every, check_write_type
-    from raycache.core.retention import Retention
+    from raycache.core.arguments import check_choices
     from raycache.ufs.registry import capture_access
 
     choices = {"eviction": eviction, "quota": quota, "ttl_s": ttl_s, "priority": priority, "replicas": replicas}
-    chosen = {choice: value for choice, value in choices.items() if value is not None}
-    Retention().changed(chosen)
-    if refresh_every_s is not None:
-        check_refresh_every(refresh_every_s)
-    if write_type is not None:
-        check_write_type(write_type)
+    chosen = check_choices(choices, refresh_every_s, write_type)
     made = _files().attach(source, name, capture_access(source, options))
+    return _choose(made, chosen, refresh_every_s, write_type)
+
+
+def set_dataset(
+    name: str, *, refresh_every_s: float | None = None, write_type: str | None = None, **choices: Any
+) -> Dataset:
+    """Change what ``dataset`` chose, of a dataset that there is; what is left out stays, options and credentials too.
+
+    ``choices``: ``eviction``, ``quota``, ``ttl_s``, ``priority``, ``replicas``. Raises InvalidInput, NotFound.
+    """
+    from raycache.core.arguments import check_choices
+
+    chosen = check_choices(choices, refresh_every_s, write_type)
+    return _choose(_cluster(start=False).namespace.dataset(name), chosen, refresh_every_s, write_type)
+
+
+def _choose(made: Dataset, chosen: dict[str, Any], refresh_every_s: float | None, write_type: str | None) -> Dataset:
     if refresh_every_s is not None:
         made = _files().set_refresh(made.name, refresh_every_s)
     if write_type is not None:
@@ -425,14 +439,36 @@ def disconnect() -> None:
     forget()
 
 
-def shutdown() -> None:
-    """End the cache: this node's mounts (lazily) and its actors. Memory is freed, sources are untouched."""
+def persist(
+    uri: str, *, timeout_s: float | None = None, conflicts: Literal["keep", "overwrite", "discard"] = "keep"
+) -> Behind:
+    """Bring all that was written of a dataset, directory or file to its source now, and wait; what was behind.
+
+    ``timeout_s``: None waits for as long as it takes, also for a source that is away. ``conflicts``: what becomes of
+    files that others have changed in the source meanwhile: they stay as they are on both sides, what was written here
+    is put over them, or it is lost. Raises Changed (there are such files), Unavailable (not done in time, or what is
+    left fails again and again); what is left goes on by itself.
+    """
+    persisting = _cluster(start=False).persisting
+    persisting.decide(uri, conflicts)
+    return persisting.persist(uri, timeout_s)
+
+
+def shutdown(wait_s: float | None = None) -> dict[str, Behind]:
+    """End the cache: this node's mounts (lazily) and its actors. Memory is freed, sources are untouched.
+
+    What sources have not got yet is waited for, ``wait_s`` seconds (the setting ``stop_wait_s`` where nothing is said).
+    What is left after that stays on the disks of the workers and goes on when the cache runs again; it is returned, by
+    dataset.
+    """
     from raycache.fuse.mount import unmount_all
 
     cluster = _cluster(start=False)
     unmount_all(cluster.settings)
+    left = cluster.finish(wait_s)
     cluster.stop()
     disconnect()
+    return left
 
 
 def _cluster(settings: Any = None, *, start: bool = True) -> Cluster:

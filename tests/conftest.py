@@ -58,7 +58,7 @@ def cache(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAYCACHE_ADDRESS", ray_address)
     raycache.disconnect()
     yield current(load_settings())
-    raycache.shutdown()
+    raycache.shutdown(wait_s=0)
 
 
 @pytest.fixture

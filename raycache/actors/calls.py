@@ -94,12 +94,15 @@ class Callers:
     def _run(self) -> None:
         while True:
             do, future = self._jobs.get()
+            say: Callable[[], None]
             try:
-                future.set_result(do())
+                say = partial(future.set_result, do())
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the one who waits
-                future.set_exception(error)
+                say = partial(future.set_exception, error)
+            # Before anybody hears of it: who then asks for the next call is given this thread, not one more.
             with self._lock:
                 if self._waiting:
                     self._waiting -= 1
                 else:
                     self._free += 1
+            say()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -40,6 +41,7 @@ from raycache.client.treerefresh import refresh_tree
 from raycache.config import Settings, load_settings
 from raycache.core.arguments import check_change
 from raycache.core.membership import View
+from raycache.core.persisting import Behind
 from raycache.core.scheduling import THREADS
 from raycache.core.values import Failed, Fetch, Fetched, Filed, ListingJob, Sealed, Served, Worker
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError, Unavailable, WorkerLost
@@ -53,6 +55,7 @@ VIEW_S = 5.0
 FIXED_SETTINGS = ("mem", "tiers", "eviction", "block_bytes")
 """What shapes a cache, and cannot be changed while it runs."""
 _REMOTE_MASTER: Any = ray.remote(MasterActor)
+_log = logging.getLogger("raycache")
 
 
 class RemotePool:
@@ -206,7 +209,9 @@ class Cluster:
         view_bytes = max(local_bytes, VIEW_BYTES_MIN)
         self.reader = Reader(self.pool, view_bytes, settings.read_timeout_s, waits=self.keepers.keep_log())
         keep_renewing(self.reader, self.pool.kept, THREADS)
-        calls = RemoteSegments(self.pool.workers, self.pool.handle, master.tree.segment_places)
+        calls = RemoteSegments(
+            self.pool.workers, self.pool.handle, master.tree.segment_places, master.tree.moved_segments
+        )
         self.segments = Segments(calls, NodeSegments(), self.namespace, self.reader, settings.read_timeout_s)
         self.persisting = Persisting(self.namespace, master, master.tree)
         changing = Changing(self.namespace, master.tree, self.segments, self.persisting.wait)
@@ -273,6 +278,18 @@ class Cluster:
             _add(totals, worker.get("counters", {}))
         dataset_figures(found)
         return {**found, "totals": totals}
+
+    def finish(
+        self, wait_s: float | None = None, show: Callable[[Behind], object] = lambda _: None
+    ) -> dict[str, Behind]:
+        """Wait before ``stop`` for what sources have not got yet, ``stop_wait_s`` where nothing is said; what is left,
+        by dataset. Where the master does not answer it cannot be asked for, and nothing is waited for."""
+        wait_s = self.settings.stop_wait_s if wait_s is None else wait_s
+        try:
+            return self.persisting.finish(wait_s, show)
+        except Unavailable as error:
+            _log.warning("ending without knowing what sources have not got yet: %s", error)
+            return {}
 
     def stop(self) -> None:
         """End all actors of the cache. What is in memory is gone; the catalog stays for the next start."""

@@ -41,10 +41,17 @@ _log = logging.getLogger("raycache.master")
 class Fleet:
     """See the module. Threading: safe; one round at a time."""
 
-    def __init__(self, settings: Settings, retentions: Callable[[], Mapping[str, Retention]]) -> None:
-        """``retentions``: what each dataset may keep, by name."""
+    def __init__(
+        self,
+        settings: Settings,
+        retentions: Callable[[], Mapping[str, Retention]],
+        written_bytes: Callable[[str], int],
+    ) -> None:
+        """``retentions``: what each dataset may keep, by name. ``written_bytes``: what files need of the segments of a
+        worker, by its id."""
         self._settings = settings
         self._retentions = retentions
+        self._written_bytes = written_bytes
         self._register = Register(settings.namespace)
         self._lock = threading.Lock()
         known = self._register.get("view")
@@ -116,6 +123,7 @@ class Fleet:
                 "capacity_bytes": worker.capacity_bytes,
                 "draining": worker.draining,
                 "mem_quota_bytes": worker.memory_bytes,
+                "written_bytes": self._written_bytes(worker.worker_id),
             }
             try:
                 if ref is None:
@@ -142,6 +150,8 @@ class Fleet:
         reports = self._configure([node["NodeID"] for node in wanted], START_S if first else REPORT_S)
         seen = [Node(node["NodeID"], node["NodeID"] in leaving, reports.get(node["NodeID"])) for node in wanted]
         for node_id in self._membership.drained(seen):
+            if self._written_bytes(self._id_of(node_id) or ""):
+                continue  # what it alone has of what was written is to get to the source first
             self._gone.add(node_id)
             self._save_leaving()
         seen = [node for node in seen if node.node_id not in self._gone]

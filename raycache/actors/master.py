@@ -60,7 +60,7 @@ class MasterActor:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._verbs = VerbServer(host, self._metadata.tree.apply)
         self._verbs.start()
-        self._fleet = Fleet(settings, self._metadata.retentions.all)
+        self._fleet = Fleet(settings, self._metadata.retentions.all, self._metadata.written_bytes)
         threading.Thread(target=self._fleet.run, name="reconcile", daemon=True).start()
         threading.Thread(
             target=_refresh_by_itself, args=(self._metadata.refresher,), name="refresh", daemon=True

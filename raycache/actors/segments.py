@@ -10,6 +10,7 @@ import ray
 
 from raycache.actors.names import METHOD_TIMEOUT_S
 from raycache.actors.transport import get
+from raycache.core.inode import Extent
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import Buffer, Failed, Worker
 from raycache.errors import WorkerLost
@@ -25,11 +26,14 @@ class RemoteSegments:
         workers: Callable[[bool], Sequence[Worker]],
         handle: Callable[[str], Any],
         places: Callable[[Sequence[str]], Sequence[Sequence[str]]],
+        moved: Callable[[str, Sequence[Extent]], Sequence[Sequence[Extent]]],
     ) -> None:
-        """``workers``: who is there, asked anew for True. ``handle``: the actor of one, raises ValueError."""
+        """``workers``: who is there, asked anew for True. ``handle``: the actor of one, raises ValueError. ``places``,
+        ``moved``: see TreeApi.segment_places and moved_segments."""
         self._workers = workers
         self._handle = handle
         self._places = places
+        self._moved = moved
 
     def workers(self, refresh: bool = False) -> Sequence[Worker]:
         """See SegmentCalls."""
@@ -38,7 +42,9 @@ class RemoteSegments:
     def homes(self) -> Sequence[Home]:
         """See SegmentCalls."""
         workers = self._workers(False)
-        here = [worker for worker in workers if worker.local] or workers
+        here = [worker for worker in workers if worker.local and not worker.draining] or [
+            worker for worker in workers if not worker.draining
+        ]
         homes: list[Home] = []
         lost: WorkerLost | None = None
         for worker in here:
@@ -54,6 +60,10 @@ class RemoteSegments:
     def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
         """See SegmentCalls."""
         return self._places(segments)
+
+    def moved(self, dataset: str, extents: Sequence[Extent]) -> Sequence[Sequence[Extent]]:
+        """See SegmentCalls."""
+        return self._moved(dataset, extents)
 
     def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
         """See SegmentCalls."""

@@ -40,6 +40,7 @@ from raycache.store.contents import WrittenFiles
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
+from raycache.store.lettinggo import LettingGo
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
 from raycache.store.persisting import Persister
@@ -97,6 +98,7 @@ class WorkerActor:
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, bytes_at.address)
         self._tending = Tending(tiers)
+        self._letting_go = LettingGo(self._segments, tree)
         self._persister = Persister(
             self._exchange, sources, ExtentReader(self._segments.read, sources), self._segments,
             settings.persist_concurrency,
@@ -105,6 +107,7 @@ class WorkerActor:
         self._store.start()
         self._mover.start()
         self._tending.start()
+        self._letting_go.start()
         self._persister.start()
         bytes_at.start()
         self._watch.start()
@@ -173,6 +176,8 @@ class WorkerActor:
         if retentions is not None:
             self._store.configure(retentions)
         self._segments.worker_id = self._persister.worker_id = me or self._segments.worker_id
+        worker = view.find(me or "")
+        self._segments.leaving = worker is not None and worker.draining
         return self._mover.adopt(view, me, settled)
 
     @ray.method(concurrency_group="control")

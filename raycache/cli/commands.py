@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raycache.cli import change, datasets, jobs, keep, show, upkeep, waits
+from raycache.cli import change, datasets, jobs, keep, persist, show, upkeep, waits
 from raycache.cli.options import Address, AsJson, key_value, print_json
 from raycache.config import Settings, load_settings
 from raycache.errors import ClusterUnavailable, InvalidInput, RaycacheError
@@ -28,6 +28,7 @@ for _command in (keep.load, keep.free, keep.pin, keep.unpin, upkeep.fsck, upkeep
 for _change in (change.cp, change.mv, change.rm, change.mkdir):
     app.command()(_change)
 app.command()(waits.explain)
+app.command()(persist.persist)
 app.add_typer(datasets.app, name="dataset")
 
 
@@ -94,8 +95,15 @@ def start(
 
 
 @app.command()
-def stop(address: Address = None) -> None:
-    """End the cache: unmount this node's mounts, end its actors, and the Ray that `raycache start` started."""
+def stop(
+    wait: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="For what sources have not got yet; default: stop_wait_s, which is 60."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """End the cache: unmount this node's mounts, wait for what sources have not got yet, end the cache's actors, and
+    the Ray that `raycache start` started."""
     from raycache.actors.cluster import current
     from raycache.actors.local import stop_local_ray
     from raycache.fuse.mount import unmount_all
@@ -104,8 +112,12 @@ def stop(address: Address = None) -> None:
     for mountpoint in unmount_all(settings):
         _out.print(f"unmounted {mountpoint}", markup=False)
     try:
-        current(settings, start=False).stop()
+        cluster = current(settings, start=False)
+        with persist.progress("waiting for sources") as update:
+            left = cluster.finish(wait, update)
+        cluster.stop()
         _out.print("ended the cache")
+        persist.say_left(left)
     except ClusterUnavailable as error:
         _out.print(f"no cache to end: {error}", markup=False)
     if ended := stop_local_ray(settings):

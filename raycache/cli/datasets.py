@@ -24,6 +24,10 @@ Ttl = Annotated[
 ]
 Priority = Annotated[int | None, typer.Option(help="Datasets with a lower one make way.")]
 Replicas = Annotated[int | None, typer.Option(help="Workers that hold each block.")]
+WriteType = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="async (the default), through or cache: when the source gets what is written."),
+]
 
 
 @app.command()
@@ -37,6 +41,7 @@ def add(
     ttl: Ttl = None,
     priority: Priority = None,
     replicas: Replicas = None,
+    write_type: WriteType = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +52,7 @@ def add(
     options = dict(key_value(text) for text in option or [])
     made = raycache.dataset(
         name, source, options, refresh_every_s=refresh, eviction=eviction, quota=quota, ttl_s=ttl, priority=priority,
-        replicas=replicas,
+        replicas=replicas, write_type=write_type,
     )  # fmt: skip
     _show(made, as_json)
 
@@ -73,18 +78,21 @@ def change(
     ttl: Ttl = None,
     priority: Priority = None,
     replicas: Replicas = None,
+    write_type: WriteType = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what a dataset may keep; what is left out stays."""
+    """Change what a dataset may keep, and when its source gets what is written; what is left out stays."""
     import raycache
 
-    found = connect(address).namespace.dataset(name)
-    if (refresh, eviction, quota, ttl, priority, replicas) == (None,) * 6:
-        raise InvalidInput("nothing to set; give --eviction, --quota, --ttl, --priority, --replicas or --refresh")
-    made = raycache.dataset(
-        name, found.source, refresh_every_s=refresh, eviction=eviction, quota=quota, ttl_s=ttl, priority=priority,
-        replicas=replicas,
+    connect(address)
+    if (refresh, eviction, quota, ttl, priority, replicas, write_type) == (None,) * 7:
+        raise InvalidInput(
+            "nothing to set; give --eviction, --quota, --ttl, --priority, --replicas, --refresh or --write-type"
+        )
+    made = raycache.set_dataset(
+        name, refresh_every_s=refresh, eviction=eviction, quota=quota, ttl_s=ttl, priority=priority,
+        replicas=replicas, write_type=write_type,
     )  # fmt: skip
     _show(made, as_json)
 

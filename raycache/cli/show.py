@@ -51,6 +51,7 @@ def dataset(out: Console, found: Dataset) -> None:
         "ttl": f"{kept.ttl_s:g} s" if kept.ttl_s else "none",
         "priority": str(kept.priority),
         "replicas": str(kept.replicas),
+        "written": found.write_type,
         "pinned": ", ".join(printable("/" + pin) for pin in kept.pins) or "-",
     }
     for name, value in lines.items():
@@ -138,10 +139,35 @@ def _datasets(out: Console, found: Sequence[dict[str, Any]]) -> None:
         if dataset["over_quota_bytes"]:
             over = f"{decimal(dataset['over_quota_bytes'])} over its quota, of which nothing may go or is going"
             out.print(Text(f"{dataset['name']}: {over}", "yellow"))
+    _behind(out, found)
     for dataset in found:
         if dataset["refresh_error"]:
             failed = f"{dataset['refresh_failures']:,} times, last: {dataset['refresh_error']}"
             out.print(Text(f"{dataset['name']}: refreshing failed {failed}", "yellow"))
+
+
+def _behind(out: Console, datasets: Sequence[dict[str, Any]]) -> None:
+    """What sources have not got yet, and why."""
+    found = [(dataset, dataset["behind"]) for dataset in datasets if dataset["behind"]["oldest_ns"]]
+    if not found:
+        return
+    table = _table("not persisted", "write type", "files", "bytes", "other changes", "since", "failing", "conflicts")
+    for dataset, behind in found:
+        table.add_row(
+            dataset["name"],
+            dataset["write_type"],
+            f"{behind['files']:,}",
+            decimal(behind["size_bytes"]),
+            f"{behind['others']:,}",
+            _time(behind["oldest_ns"]),
+            *(Text(f"{behind[name]:,}", "red" if behind[name] else "") for name in ("failing", "conflicts")),
+        )
+    out.print(table)
+    for dataset, behind in found:
+        for trouble in behind["troubles"]:
+            what = "conflict" if trouble["conflict"] else f"{trouble['kind']} failed {trouble['tries']:,} time(s)"
+            line = f"{dataset['name']}/{trouble['path']}: {what}: {trouble['error']}"
+            out.print(Text(printable(line), "yellow"), soft_wrap=True)
 
 
 def _mounts(out: Console, found: Sequence[dict[str, Any]]) -> None:
@@ -256,7 +282,7 @@ def _nodes(out: Console, workers: Sequence[dict[str, Any]], drained: Sequence[st
             worker["worker_id"][:8],
             worker["node_id"][:8],
             decimal(worker["capacity_bytes"]),
-            Text("draining", "yellow") if worker["draining"] else "serves",
+            Text(_leaving(worker), "yellow") if worker["draining"] else "serves",
             f"{counters.get('peer_blocks', 0):,}",
             decimal(counters.get("peer_bytes", 0)),
             f"{counters.get('peer_failures', 0):,}",
@@ -266,6 +292,11 @@ def _nodes(out: Console, workers: Sequence[dict[str, Any]], drained: Sequence[st
         out.print(table)
     for node_id in drained:
         out.print(Text(f"node {node_id[:8]} is drained: it has no worker and can be taken away", "yellow"))
+
+
+def _leaving(worker: dict[str, Any]) -> str:
+    left = worker["written_bytes"]
+    return f"draining; {decimal(left)} of what was written are not in a source yet" if left else "draining"
 
 
 def _tiers(out: Console, workers: Sequence[dict[str, Any]]) -> None:

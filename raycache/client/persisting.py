@@ -13,7 +13,7 @@ from raycache.client.treeapi import TreeApi
 from raycache.core.inode import Place
 from raycache.core.persisting import Behind
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.errors import Changed, SourceUnavailable, Unavailable
+from raycache.errors import Changed, InvalidInput, SourceUnavailable, Unavailable
 
 CALL_S = 5.0
 """How long one call to the master waits."""
@@ -56,18 +56,39 @@ class Persisting:
     ) -> None:
         """Return when sources have all that was written of files, or of paths with all below them: what a write type
         ``through`` means. Raises as ``persist`` does."""
+        found = self._wait(places, timeout_s, show)
+        if found.paths:
+            raise _stuck(found) if found.paths == found.stuck else _late(found, timeout_s or 0.0)
+
+    def finish(self, timeout_s: float, show: Callable[[Behind], object] = lambda _: None) -> dict[str, Behind]:
+        """Wait for all datasets, before the cache is ended; what is left of each after that time, or when all that is
+        left is stuck. Raises Unavailable."""
+        names = [dataset.name for dataset in self._master.datasets()]
+        if not names:
+            return {}
+        left = self._wait([(name, "") for name in names], timeout_s, show)
+        if not left.paths:
+            return {}
+        each = {name: self._master.wait_persisted([(name, "")], 0.0) for name in names}
+        return {name: found for name, found in each.items() if found.paths}
+
+    def _wait(self, places: Sequence[Place], timeout_s: float | None, show: Callable[[Behind], object]) -> Behind:
+        """What is behind after that time; sooner, when nothing is or all that is left is stuck."""
         deadline = None if timeout_s is None else self._scheduler.monotonic() + timeout_s
         while True:
             left_s = CALL_S if deadline is None else deadline - self._scheduler.monotonic()
             found = self._master.wait_persisted(places, max(0.0, min(CALL_S, left_s)))
-            if not found.paths:
-                return
-            show(found)
-            if found.paths == found.stuck:
-                raise _stuck(found)
-            if deadline is not None and self._scheduler.monotonic() >= deadline:
-                raise _late(found, timeout_s or 0.0)
+            if found.paths:
+                show(found)
+            if found.paths == found.stuck or (deadline is not None and self._scheduler.monotonic() >= deadline):
+                return found
             self._scheduler.sleep(PAUSE_S)
+
+    def decide(self, uri: str, how: str) -> int:
+        """``overwrite`` or ``discard`` conflicts, or ``keep`` them. Raises InvalidInput for anything else."""
+        if how not in ("keep", "overwrite", "discard"):
+            raise InvalidInput(f"conflicts={how!r}: it is 'keep', 'overwrite' or 'discard'")
+        return 0 if how == "keep" else self.overwrite(uri) if how == "overwrite" else self.discard(uri)
 
     def overwrite(self, uri: str) -> int:
         """Decide conflicts at and below a path for what was written through the cache; how many there were.

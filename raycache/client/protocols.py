@@ -107,6 +107,10 @@ class PersistApi(Protocol):
         """See MasterApi."""
         ...
 
+    def datasets(self) -> list[Dataset]:
+        """See MasterApi."""
+        ...
+
 
 class RetentionApi(Protocol):
     """What datasets may keep. Raises ClusterUnavailable as MasterApi does."""

@@ -22,7 +22,7 @@ from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.segmentsearch import Holders, find_ranges
 from raycache.core.values import Buffer, Failed
-from raycache.errors import NoSpace, NotFound, Unavailable, WorkerLost
+from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
 
 HOMES_S = 2.0
 """How long it is believed what workers said of their directories, room included."""
@@ -93,6 +93,10 @@ class SegmentCalls(Holders, Protocol):
 
     def homes(self) -> Sequence[Home]:
         """Where the workers of this node keep segments; those of all nodes when there is none here."""
+        ...
+
+    def moved(self, dataset: str, extents: Sequence[Extent]) -> Sequence[Sequence[Extent]]:
+        """See TreeApi.moved_segments."""
         ...
 
     def read_source(self, worker_id: str, ranges: Sequence[SourceRange], timeout_s: float) -> Sequence[Buffer | Failed]:
@@ -200,6 +204,18 @@ class Segments:
         return [_joined([next(found) for _ in some]) for some in cut]
 
     def _read_pieces(self, wanted: Sequence[tuple[str, Extent]]) -> list[Buffer]:
+        try:
+            return self._read_where(wanted)
+        except Changed:
+            # A segment may have been let go since the contents were asked for: the master knows where they are now.
+            where = [self._calls.moved(dataset, [extent])[0] for dataset, extent in wanted]
+            if where == [[extent] for _, extent in wanted]:
+                raise
+            flat = [(dataset, piece) for (dataset, _), some in zip(wanted, where, strict=True) for piece in some]
+            found = iter(self._read_where(flat))
+            return [_joined([next(found) for _ in some]) for some in where]
+
+    def _read_where(self, wanted: Sequence[tuple[str, Extent]]) -> list[Buffer]:
         found: dict[int, Buffer] = {}
         segments: dict[int, SegmentRange] = {}
         sources: dict[int, SourceRange] = {}

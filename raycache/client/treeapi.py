@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from raycache.core.inode import EXCHANGE, NOREPLACE, VERBS_AT_ONCE, Attr, Content, Name, Place, Segment, Verb
+from raycache.core.inode import (
+    EXCHANGE,
+    NOREPLACE,
+    VERBS_AT_ONCE,
+    Attr,
+    Content,
+    Extent,
+    Name,
+    Place,
+    Segment,
+    Verb,
+)
 from raycache.core.values import Failed
 
 __all__ = ["EXCHANGE", "NOREPLACE", "VERBS_AT_ONCE", "Place", "TreeApi"]
@@ -178,6 +189,18 @@ class TreeApi(Protocol):
 
     def segments_of(self, worker_id: str, after: str, count: int) -> list[str]:
         """Segments that a worker has as far as is known, in order, from the first that is greater than ``after`` on."""
+        ...
+
+    def let_go_segments(self, worker_id: str, segments: Sequence[str]) -> list[int]:
+        """Have files refer to their source in place of segments of a worker, which may be deleted then.
+
+        Of each segment how many bytes of it commits have named; -1 for one that stays, as the source has not got
+        something of it yet, or that is not known.
+        """
+        ...
+
+    def moved_segments(self, dataset: str, extents: Sequence[Extent]) -> list[list[Extent]]:
+        """Where bytes are now whose segments were let go; the same extents where that is not known."""
         ...
 
     def discard_conflicts(self, place: Place) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raycache.core.paths import parse_uri
+from raycache.core.retention import Retention
 from raycache.errors import InvalidInput
 
 REFRESH_EVERY_MIN_S = 1.0
@@ -57,3 +58,17 @@ def check_mounts(about: Any) -> dict[str, str]:
             raise InvalidInput(f"{mountpoint}: its source is {source!r}; give a URI as in s3://bucket/train")
         found[posixpath.normpath(mountpoint)] = parse_uri(source).uri
     return found
+
+
+def check_choices(choices: Mapping[str, Any], refresh_every_s: float | None, write_type: str | None) -> dict[str, Any]:
+    """What was chosen for a dataset: see Retention.changed.
+
+    Raises InvalidInput for a value that cannot be meant, before anything is done.
+    """
+    chosen = {choice: value for choice, value in choices.items() if value is not None}
+    Retention().changed(chosen)
+    if refresh_every_s is not None:
+        check_refresh_every(refresh_every_s)
+    if write_type is not None:
+        check_write_type(write_type)
+    return chosen

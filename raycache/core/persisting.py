@@ -115,6 +115,10 @@ class Behind(NamedTuple):
         """How many paths are behind."""
         return self.files + self.others
 
+    def __str__(self) -> str:
+        others = f", {self.others:,} deletion(s) and directories" if self.others else ""
+        return f"{self.files:,} file(s) of {self.size_bytes:,} bytes{others}"
+
 
 def relocated(extents: Iterable[Extent], put: Content, path: str, etag: str) -> list[Extent]:
     """The same bytes, now that ``put`` is a file in the source: extents of other objects that it was made of lie in

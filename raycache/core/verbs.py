@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from raycache.core.inode import Attr, Content, Name, Place, Segment, Verb
+from raycache.core.inode import Attr, Content, Extent, Name, Place, Segment, Verb
 from raycache.core.values import Failed
 
 
@@ -155,6 +155,14 @@ class TreeVerbs:
     def segments_of(self, worker_id: str, after: str, count: int) -> list[str]:
         """See TreeApi."""
         return self._ask("segments_of", worker_id, after, count)  # type: ignore[no-any-return]
+
+    def let_go_segments(self, worker_id: str, segments: Sequence[str]) -> list[int]:
+        """See TreeApi."""
+        return self._change("let_go_segments", worker_id, list(segments))  # type: ignore[no-any-return]
+
+    def moved_segments(self, dataset: str, extents: Sequence[Extent]) -> list[list[Extent]]:
+        """See TreeApi."""
+        return self._ask("moved_segments", dataset, list(extents))  # type: ignore[no-any-return]
 
     def discard_conflicts(self, place: Place) -> list[int]:
         """See TreeApi. To do it twice does no harm."""

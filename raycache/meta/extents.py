@@ -30,6 +30,36 @@ def read_content(db: Connection, ino: int, size_bytes: int) -> Content:
     return Content(size_bytes, tuple(found))
 
 
+def moved(db: Connection, dataset: str, extent: Extent) -> list[Extent]:
+    """The same bytes, in the source where their segment was let go. Part of a transaction."""
+    if not extent.segment or db.execute("SELECT 1 FROM extents WHERE segment = ?", (extent.segment,)).fetchone():
+        return [extent]
+    stop = extent.offset + extent.length
+    rows = db.execute(
+        "SELECT offset, length, path, etag, source_offset FROM let_go"
+        " WHERE segment = ? AND dataset = ? AND offset < ? AND offset + length > ? ORDER BY offset, number DESC",
+        (extent.segment, dataset, stop, extent.offset),
+    )
+    return _covered(extent, rows) or [extent]
+
+
+def _covered(extent: Extent, rows: Iterable[tuple[int, int, bytes, str, int]]) -> list[Extent]:
+    """Pieces that make up the extent; nothing where some of it is not known."""
+    found: list[Extent] = []
+    done, stop = extent.offset, extent.offset + extent.length
+    for offset, length, path, etag, source_offset in rows:
+        if offset > done:
+            return []
+        end = min(stop, offset + length)
+        if end > done:
+            at = extent.at + done - extent.offset
+            found.append(
+                Extent(at, end - done, "", source_offset + done - offset, path.decode("utf-8", "surrogateescape"), etag)
+            )
+            done = end
+    return found if done == stop else []
+
+
 def check_content(content: Content) -> None:
     """Raises InvalidInput for extents that overlap, are out of order, reach beyond the end, or are too many."""
     if len(content.extents) > EXTENTS_MAX:

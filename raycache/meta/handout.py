@@ -10,7 +10,8 @@ gone, with its successor's first or at the end of the lease. So a row may be at 
 what it expects to find: the mark of a put tells a worker that what it finds is its own.
 
 Nothing is put over, or deleted from a source, that files here take bytes from: it waits for files that are to be put
-from there, and for all others, that file itself included, a worker is told to keep these bytes in a segment first.
+from there, and for all others, that file itself included, a worker is told to keep these bytes in a segment first. Nor
+is anything put over that is being copied from.
 
 Threading: safe; the catalog does one transaction at a time. Calls that wait hold no lock.
 """
@@ -46,6 +47,7 @@ from raycache.meta.tasks import (
     FAILING,
     IN_THE_WAY,
     Row,
+    is_copied_from,
     is_there,
     keep_task,
     needed_by,
@@ -201,6 +203,8 @@ class Handout:
         if is_there(db, row):
             db.execute("DELETE FROM pending WHERE seq = ?", (row.seq,))
             return None, True
+        if is_copied_from(db, row):
+            return None, False
         needed = needed_by(db, row)
         first = waits_for(db, row, needed)
         if first is not None:

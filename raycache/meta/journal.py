@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from raycache.core.inode import Content, Extent, pieces
 from raycache.errors import Changed
-from raycache.meta.extents import read_content
+from raycache.meta.extents import moved, read_content
 
 _MOST = (
     "SELECT worker_id FROM extents JOIN segments USING (segment) WHERE ino = ?"
@@ -130,14 +130,14 @@ def _replace(
 
 
 def freshened(db: sqlite3.Connection, dataset: str, ino: int, content: Content) -> Content:
-    """Contents that are about to be committed, without references to objects that are gone; part of a transaction,
-    before anything of it is written.
+    """Contents that are about to be committed, without references to objects and segments that are gone; part of a
+    transaction, before anything of it is written.
 
     Who writes into a file refers to what it was made of when the writing began. Where that has been put over meanwhile,
     it has been kept, or put, and the file has it at the same place. Raises Changed for bytes of another file.
     """
     found: list[Extent] = []
-    for extent in content.extents:
+    for extent in (piece for each in content.extents for piece in moved(db, dataset, each)):
         gone = (
             extent.path
             and db.execute(

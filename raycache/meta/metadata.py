@@ -31,6 +31,7 @@ from raycache.core.values import MANIFESTS_AT_ONCE, Dataset, Failed
 from raycache.errors import InvalidInput, NotADirectory, NotFound, RaycacheError, SourceUnavailable
 from raycache.meta.catalog import Catalog, Listed
 from raycache.meta.handout import Handout
+from raycache.meta.letgo import held_bytes
 from raycache.meta.lowers import Lowers
 from raycache.meta.merging import Merging
 from raycache.meta.publishing import Publisher
@@ -217,6 +218,11 @@ class Metadata:
                 }
             )
         return found
+
+    def written_bytes(self, worker_id: str) -> int:
+        """Bytes in segments of a worker that files need."""
+        with self._catalog.transaction() as db:
+            return held_bytes(db, worker_id)
 
     def _size_bytes(self, dataset: str, known: int, listed: int) -> int | None:
         """Bytes of all files of a dataset; None where some directory is not listed, or there are many."""

@@ -258,7 +258,21 @@ CREATE TABLE gone (                       -- objects of sources that are put ove
 INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
 """
 
-MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING)
+_LET_GO = """
+CREATE TABLE let_go (                     -- bytes of segments that were let go, as the source has them; the newest
+    number        INTEGER PRIMARY KEY,
+    dataset       TEXT NOT NULL,          -- datasets.name
+    segment       TEXT NOT NULL,
+    offset        INTEGER NOT NULL,       -- in the segment
+    length        INTEGER NOT NULL,
+    path          BLOB NOT NULL,          -- of the object, inside the dataset
+    etag          TEXT NOT NULL,          -- version of the object
+    source_offset INTEGER NOT NULL        -- in the object
+);
+CREATE INDEX let_go_by_segment ON let_go (segment, offset);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING, _LET_GO)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -122,10 +122,23 @@ def waits_for(db: Connection, row: Row, needed: Sequence[Needed]) -> First | Non
     return None
 
 
+def is_copied_from(db: Connection, row: Row) -> bool:
+    """Whether a worker may be copying inside the source from the path of a row: what it finds there is to stay."""
+    return (
+        db.execute(
+            "SELECT 1 FROM persisted p JOIN pending q USING (dataset, ino)"
+            " WHERE dataset = ? AND p.path = ? AND q.path != p.path AND q.kind = 'put' AND q.lease != '' LIMIT 1",
+            (row.dataset, row.path),
+        ).fetchone()
+        is not None
+    )
+
+
 def _origin(db: Connection, row: Row, version: int, content: Content) -> tuple[str, str] | None:
-    """Where the source has the same bytes under another path."""
+    """Where the source has the same bytes under another path, at which no worker is."""
     put = db.execute(
-        "SELECT path, etag FROM persisted WHERE ino = ? AND version = ? AND dataset = ? AND path != ?",
+        "SELECT path, etag FROM persisted p WHERE ino = ? AND version = ? AND dataset = ? AND path != ? AND NOT EXISTS"
+        " (SELECT 1 FROM pending q WHERE q.dataset = p.dataset AND q.path = p.path AND q.lease != '')",
         (row.ino, version, row.dataset, row.path),
     ).fetchone()
     if put is not None:

@@ -21,7 +21,7 @@ from raycache.core.inode import VERBS_AT_ONCE, Attr, Verb
 from raycache.core.values import Failed
 from raycache.core.verbs import TreeVerbs
 from raycache.errors import InvalidInput, RaycacheError, Unavailable
-from raycache.meta import attributes, committing, conflicts, naming, renaming
+from raycache.meta import attributes, committing, conflicts, letgo, naming, renaming
 from raycache.meta.catalog import Catalog, keep_replies
 from raycache.meta.inodes import Inodes
 from raycache.meta.lowers import Lower, Lowers, Missing
@@ -38,6 +38,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "known_segments": committing.known_segments,
     "segment_places": committing.segment_places,
     "segments_of": committing.segments_of,
+    "moved_segments": letgo.moved_segments,
 }
 CHANGES: dict[str, Callable[..., Any]] = {
     "mknod": naming.mknod,
@@ -55,6 +56,7 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "put": committing.put,
     "release": naming.release,
     "extend_segment": committing.extend_segment,
+    "let_go_segments": letgo.let_go_segments,
     "set_write_type": committing.set_write_type,
     "discard_conflicts": conflicts.discard_conflicts,
 }

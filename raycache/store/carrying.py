@@ -131,11 +131,7 @@ class _Put:
                 found = self._look()
                 if found is not None and self._is_done(found):
                     return found.etag
-                if (
-                    found is not None
-                    and found.etag != expected
-                    and not _is_older(found, self._mark(), self._task.tried[:-1])
-                ):
+                if found is not None and found.etag != expected and not self._is_ours(found):
                     raise _Conflict(found.etag) from None
                 if found is not None and found.etag == expected:
                     origin = None  # what there was to copy has changed: the bytes may be elsewhere too
@@ -175,6 +171,12 @@ class _Put:
         if found.size_bytes != self._content.size_bytes:
             return False
         return self._mark() == self._mine.mark or self._has_same_bytes(found)
+
+    def _is_ours(self, found: Stat) -> bool:
+        """Whether what is there, and is not what was to be put, was put here."""
+        mark = self._mark()
+        # With our own mark it is the beginning of what was to be put: some stores keep that of a broken connection.
+        return mark == self._mine.mark or _is_older(found, mark, self._task.tried[:-1])
 
     def _has_same_bytes(self, found: Stat) -> bool:
         start = 0

@@ -57,6 +57,15 @@ class WrittenFiles:
 
     def read(self, dataset: str, parts: Sequence[Part]) -> list[Buffer | Failed]:
         """The bytes of parts, in order. Raises what asking the master raises."""
+        found = self._read(dataset, parts)
+        # A segment may have been let go since the master was asked: then it knows where else the bytes are.
+        again = [at for at, answer in enumerate(found) if isinstance(answer, Failed) and _is_changed(answer)]
+        if again:
+            for at, answer in zip(again, self._read(dataset, [parts[at] for at in again]), strict=True):
+                found[at] = answer
+        return found
+
+    def _read(self, dataset: str, parts: Sequence[Part]) -> list[Buffer | Failed]:
         contents = self._contents(parts)
         made = _Made([_pieces(part, content) for part, content in zip(parts, contents, strict=True)])
         self._read_segments(made)
@@ -154,6 +163,10 @@ def _pieces(part: Part, content: Content | Failed) -> list[Extent] | Failed:
     if sum(piece.length for piece in found) != part.length:
         return Failed(Changed(f"{part.path} has {content.size_bytes} bytes, and not those that were listed"))
     return found
+
+
+def _is_changed(answer: Failed) -> bool:
+    return isinstance(answer.error, Changed)
 
 
 def _is_unavailable(answer: Buffer | Failed) -> bool:

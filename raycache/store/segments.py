@@ -44,8 +44,13 @@ USED_S = 1.0
 """How long the sum of all segments is believed."""
 KNOWN_AT_ONCE = 10_000
 _log = logging.getLogger("raycache.store")
+CALM_S = 10.0
+"""How long a segment must have no writer before it is let go: a gateway that was killed has a successor sooner."""
+LET_GO_AT_ONCE = 256
 Known = Callable[[Sequence[str]], Sequence[bool]]
 """Whether the master knows of segments of this worker."""
+LetGo = Callable[[Sequence[str]], Sequence[int]]
+"""See client.treeapi.TreeApi.let_go_segments."""
 
 
 @dataclass
@@ -114,7 +119,11 @@ class SegmentStore:
         self._used: tuple[float, int, int] = (-USED_S, 0, 0)
         self._clients: OrderedDict[str, _ClientWriter] = OrderedDict()
         self._suspects: dict[str, float] = {}
-        self._swept_bytes = 0
+        self._swept_bytes, self._let_go_bytes = 0, 0
+        self._calm: dict[str, float] = {}
+        """Since when segments have no writer, as far as was seen."""
+        self.leaving = False
+        """Whether this worker is to go: then nothing new is written to it."""
         self._out_of_service = "" if directories else "there is no directory to write to"
 
     def open(self) -> None:
@@ -131,7 +140,7 @@ class SegmentStore:
     def home(self) -> Home:
         """What clients are told."""
         nowhere = Home(self.worker_id, self.node_id, "", 0, 0, 0)
-        if self._out_of_service or not self.worker_id:
+        if self._out_of_service or not self.worker_id or self.leaving:
             return nowhere
         directory = self._directories[0]
         try:
@@ -160,8 +169,9 @@ class SegmentStore:
 
     def make(self) -> str:
         """A new segment. Raises NoSpace, Unavailable."""
-        if self._out_of_service or not self.worker_id:
-            raise Unavailable(f"this worker cannot take what is written: {self._out_of_service or 'it is starting'}")
+        if self._out_of_service or not self.worker_id or self.leaving:
+            why = self._out_of_service or ("it is to leave" if self.leaving else "it is starting")
+            raise Unavailable(f"this worker cannot take what is written: {why}")
         writer = SegmentWriter.make(self._directories[0], self.worker_id, self._allow, self._fresh, self._files)
         with self._lock:
             self._clients[writer.segment] = _ClientWriter(writer, self._clock())
@@ -230,6 +240,58 @@ class SegmentStore:
         self._swept_bytes += swept
         return swept
 
+    def let_go(self, ask: LetGo, want_bytes: int) -> int:
+        """Delete segments that nobody writes and whose bytes are all in the source, oldest first, until so many bytes
+        have gone or none is left; how many went. Raises what ``ask`` raises.
+
+        One must have been seen without a writer for CALM_S: a mount whose server was killed goes on with its segments.
+        """
+        now, gone = self._clock(), 0
+        found = sorted(self._found(), key=lambda each: _changed_ns(each[0]))
+        there = {path.name for path, _ in found}
+        self._calm = {name: since for name, since in self._calm.items() if name in there}
+        for start in range(0, len(found), LET_GO_AT_ONCE):
+            if gone >= want_bytes:
+                break
+            held = {path: fd for path, _ in found[start : start + LET_GO_AT_ONCE] if (fd := self._lock_calm(path, now))}
+            try:
+                names = [path.name for path in held]
+                for (path, fd), known_bytes in zip(held.items(), ask(names) if names else (), strict=True):
+                    size_bytes = self._files.size_bytes(fd)
+                    # What is longer than commits say may be needed by somebody's next commit: the sweep waits for it.
+                    if known_bytes == size_bytes and gone < want_bytes:
+                        self._files.remove(path)
+                        self._segments.forget(path.name)
+                        gone += size_bytes
+            finally:
+                for fd in held.values():
+                    self._files.close(fd)
+        self._let_go_bytes += gone
+        with self._lock:
+            self._used = (-USED_S, 0, 0)
+        return gone
+
+    def _lock_calm(self, path: Path, now: float) -> int:
+        """The lock of a segment that nobody has written for a while, 0 for any other."""
+        try:
+            fd = self._files.lock_file(path, 0.0)
+        except (BlockingIOError, FileNotFoundError):
+            self._calm.pop(path.name, None)
+            return 0
+        if now - self._calm.setdefault(path.name, now) >= CALM_S:
+            return fd
+        self._files.close(fd)
+        return 0
+
+    @property
+    def fullness(self) -> float:
+        """What is used of the quota, as a share of it."""
+        return self._usage()[1] / max(1, self._quota_bytes or 0)
+
+    def surplus_bytes(self, share: float) -> int:
+        """Bytes beyond a share of the quota."""
+        return max(0, self._usage()[1] - int(share * (self._quota_bytes or 0)))
+
     def held(self) -> list[Segment]:
         """All that is here, with its length now."""
         return [Segment(path.name, self.worker_id, size_bytes) for path, size_bytes in self._found()]
@@ -246,6 +308,7 @@ class SegmentStore:
             "segments": count,
             "left_over": len(self._suspects),
             "swept_bytes": self._swept_bytes,
+            "let_go_bytes": self._let_go_bytes,
             "client_writers": clients,
             "out_of_service": self._out_of_service or None,
         }
@@ -302,6 +365,13 @@ class SegmentStore:
                     with suppress(FileNotFoundError):  # its writer has discarded it meanwhile
                         found.append((Path(entry.path), entry.stat(follow_symlinks=False).st_size))
         return found
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def no_room(worker_id: str, wanted_bytes: int, room_bytes: int) -> str:

@@ -24,7 +24,7 @@ from raycache.client.segments import Segments
 from raycache.client.treeapi import TreeApi
 from raycache.client.treerefresh import refresh_tree
 from raycache.core import archive
-from raycache.core.inode import Place
+from raycache.core.inode import Extent, Place
 from raycache.core.manifest import Manifest
 from raycache.core.membership import View
 from raycache.core.persisting import Behind
@@ -317,6 +317,10 @@ class InProcessSegments:
     def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:
         """See SegmentCalls."""
         return self._tree.segment_places(segments)
+
+    def moved(self, dataset: str, extents: Sequence[Extent]) -> Sequence[Sequence[Extent]]:
+        """See SegmentCalls."""
+        return self._tree.moved_segments(dataset, extents)
 
     def read(self, worker_id: str, ranges: Sequence[SegmentRange], timeout_s: float) -> Sequence[Buffer | Failed]:
         """See SegmentCalls."""

@@ -16,7 +16,7 @@ from raycache.core.values import Failed
 from raycache.errors import Changed, NoSpace, NotFound, Unavailable
 from raycache.store.fileops import FileOps
 from raycache.store.segmentfile import NodeSegments, SegmentFiles, SegmentWriter
-from raycache.store.segments import LEFT_OVER_S, SegmentStore, claim_directory
+from raycache.store.segments import CALM_S, LEFT_OVER_S, SegmentStore, claim_directory
 from raycache.testing.inprocess import InProcessCache, InProcessSegments
 
 QUOTA = 1 << 20
@@ -174,6 +174,38 @@ def test_what_is_left_over_goes_after_a_while_and_nothing_else(tmp_path: Path) -
     clock.now += LEFT_OVER_S + 1
     assert store.sweep(known) == 4
     assert store.status()["segments"] == 1
+
+
+def test_what_the_source_has_is_let_go_oldest_first_when_nobody_writes_it(tmp_path: Path) -> None:
+    clock = Clock()
+    store = make_store(tmp_path / "segments", clock, quota_bytes=16)
+    old, new, longer, writing = (make(store) for _ in range(4))
+    clock.now += 2
+    assert store.fullness == 1.0
+    for number, writer in enumerate((old, new, longer)):
+        os.utime(tmp_path / "segments" / writer.segment, ns=(number, number))
+        writer.release()
+    committed = {old.segment: 4, new.segment: 4, longer.segment: 3}
+    asked: list[str] = []
+
+    def ask(segments: list[str]) -> list[int]:
+        asked.extend(segments)
+        return [committed.get(segment, -1) for segment in segments]
+
+    assert store.let_go(ask, 100) == 0
+    assert asked == [], "somebody may go on with them"
+    clock.now += CALM_S
+    assert store.let_go(lambda segments: [-1] * len(segments), 100) == 0
+    assert store.let_go(ask, store.surplus_bytes(0.75)) == 4
+    assert asked == [old.segment, new.segment, longer.segment]
+    assert store.let_go(ask, 100) == 4
+    there = {path.name for path in (tmp_path / "segments").iterdir()}
+    assert there == {longer.segment, writing.segment}
+    assert store.status()["let_go_bytes"] == 8
+    store.leaving = True
+    assert store.home().directory == ""
+    with pytest.raises(Unavailable, match="leave"):
+        store.make()
 
 
 def make(store: SegmentStore) -> SegmentWriter:

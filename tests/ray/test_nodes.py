@@ -291,3 +291,32 @@ def test_a_worker_with_disks_is_the_same_after_a_restart_and_numbers_go_on(
     wait_for(lambda: joined not in by_node())
     data.epoch(2)
     assert data.gets() == 0
+
+
+def test_a_node_leaves_when_the_source_has_all_that_was_written_on_it(
+    nodes: Nodes, cache: Any, bucket: str, s3_env: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    with CountingProxy(s3_env.endpoint) as proxy:
+        options = {**s3_env.storage_options, "endpoint_url": proxy.endpoint}
+        raycache.dataset("data", f"s3://{bucket}", options)
+        proxy.down = True
+        files = {f"raycache://data/{number}": body(number) for number in range(5)}
+        raycache.write_many(files)
+        assert by_node()[here]["written_bytes"] == 5 * FILE_BYTES
+        raycache.drain(here)
+        wait_for(lambda: by_node()[here]["draining"])
+        time.sleep(3)
+        later = {f"raycache://data/later-{number}": body(number) for number in range(5)}
+        raycache.write_many(later)
+        about = by_node()
+        assert about.pop(here)["written_bytes"] == 5 * FILE_BYTES
+        assert sum(worker["written_bytes"] for worker in about.values()) == 5 * FILE_BYTES
+        proxy.down = False
+        raycache.persist("raycache://data", timeout_s=60)
+        wait_for(lambda: raycache.status()["drained"] == [here], 60)
+        found = raycache.read_many([*files, *later])
+        assert [bytes(data) for data in found] == [*files.values(), *later.values()]
+        raycache.drain(here, undo=True)

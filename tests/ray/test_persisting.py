@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+import raycache
+from raycache.actors.cluster import current
+from raycache.cli.commands import main
+from raycache.config import load_settings
 from raycache.core.inode import Content, Extent, Segment
-from raycache.errors import Changed, SourceUnavailable
+from raycache.errors import Changed, InvalidInput, NoSpace, SourceUnavailable
 from raycache.testing import CountingProxy, ObjectStoreServer
 from raycache.testing.proxy import FAULTS
 
@@ -131,3 +137,114 @@ def test_conflicts_are_told_and_decided(cache: Any, s3_env: Any, bucket: str) ->
     names = [entry.name for entry in cache.master.tree.readdir(("data", ""), b"", 10)]
     assert names == [b"gone", b"mine", b"theirs"]
     assert cache.files.read_many(["raycache://data/theirs"])[0] == b"changed outside"
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process, where the cache is connected already."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr("sys.argv", ["raycache", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ran(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_line_shows_waits_and_decides(
+    impatient: None, cache: Any, here: Run, s3_env: Any, bucket: str, proxied: CountingProxy
+) -> None:
+    options = {**s3_env.storage_options, "endpoint_url": proxied.endpoint}
+    raycache.dataset("data", f"s3://{bucket}", options, write_type="cache")
+    write(cache, "data", {"never": b"0"})
+    done = here("dataset", "set", "data", "--write-type", "async", "--json")
+    assert json.loads(done.out)["write_type"] == "async", done.err
+    assert here("dataset", "set", "data", "--write-type", "soon").code == 2
+    proxied.down = True
+    write(cache, "data", {"a": b"1" * 1000, "d/b": b"2" * 1000})
+    done = here("persist", "raycache://data", "--timeout", "1")
+    assert (done.code, "safe in the cache" in done.err) == (1, True), done
+    (about,) = json.loads(here("status", "--json").out)["datasets"]
+    behind = about["behind"]
+    assert (behind["files"], behind["size_bytes"], behind["conflicts"]) == (2, 2000, 0)
+    assert 0 < behind["oldest_ns"] <= time.time_ns()
+    shown = here("status").out
+    assert "not persisted" in shown
+    assert "2.0 kB" in shown
+    proxied.down = False
+    done = here("persist", "raycache://data/d", "--json")
+    assert json.loads(done.out)["files"] == 1, done.err
+    assert here("persist", "raycache://data").code == 0
+    assert stored(s3_env, bucket) == {"a": b"1" * 1000, "d/b": b"2" * 1000}
+    for how, kept in (("--overwrite", b"3"), ("--discard", b"outside")):
+        s3_env.client().put_object(Bucket=bucket, Key="a", Body=b"outside")
+        write(cache, "data", {"a": b"3"})
+        done = here("persist", "raycache://data/a")
+        assert (done.code, "1 conflict(s)" in done.err) == (1, True), done
+        assert "changed in the source by others" in here("status").out
+        assert here("persist", "raycache://data", how).code == 0
+        assert stored(s3_env, bucket)["a"] == kept
+    assert here("persist", "raycache://data", "--overwrite", "--discard").code == 2
+
+
+def test_the_end_of_a_cache_waits_for_sources_or_says_what_stays(
+    impatient: None, cache: Any, here: Run, s3_env: Any, bucket: str, proxied: CountingProxy
+) -> None:
+    options = {**s3_env.storage_options, "endpoint_url": proxied.endpoint}
+    raycache.dataset("data", f"s3://{bucket}", options)
+    write(cache, "data", {f"f{number}": b"1" * 1000 for number in range(50)})
+    assert raycache.shutdown() == {}
+    assert len(stored(s3_env, bucket)) == 50
+    again = current(load_settings())
+    proxied.down = True
+    write(again, "data", {"late": b"2" * 1000})
+    done = here("stop", "--wait", "1")
+    assert done.code == 0, done.err
+    assert "data: its source has not got 1 file(s) of 1,000 bytes" in done.out.replace("\n", " ")
+    raycache.disconnect()
+    proxied.down = False
+    last = current(load_settings())
+    assert last.persisting.behind("raycache://data").files == 1
+    last.persisting.persist("raycache://data", 60)
+    assert stored(s3_env, bucket)["late"] == b"2" * 1000
+    assert raycache.persist("raycache://data", timeout_s=5).paths == 0
+    with pytest.raises(InvalidInput, match="conflicts"):
+        raycache.persist("raycache://data", conflicts="mine")  # type: ignore[arg-type]
+
+
+def test_more_is_written_than_the_quota_as_the_source_gets_it(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, s3_env: Any, bucket: str
+) -> None:
+    monkeypatch.setenv("RAYCACHE_WRITE_QUOTA", str(8 << 20))
+    cache = request.getfixturevalue("cache")
+    cache.master.attach(f"s3://{bucket}", "data", s3_env.storage_options)
+    files: dict[str, bytes] = {}
+    deadline = time.monotonic() + 150
+    for number in range(6):
+        more = {f"d/{number}-{each}": os.urandom(1 << 20) for each in range(3)}
+        while True:
+            try:
+                write(cache, "data", more)
+                break
+            except NoSpace:
+                assert time.monotonic() < deadline, cache.status()
+                time.sleep(1)
+        files |= more
+        cache.persisting.persist("raycache://data", 60)
+    (worker,) = cache.status()["workers"]
+    assert worker["segments"]["used_bytes"] <= 8 << 20
+    assert worker["segments"]["let_go_bytes"] >= 8 << 20
+    found = cache.files.read_many([f"raycache://data/{path}" for path in files])
+    assert [bytes(data) for data in found] == list(files.values())

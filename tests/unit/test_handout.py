@@ -76,6 +76,34 @@ def put(cache: Cache, path: str, size_bytes: int = 10, segment: str = "") -> int
     return cache.tree.put(("data", above), name.encode(), 0o644, content, segments, 5).ino
 
 
+def test_nothing_is_put_over_while_it_is_copied_from(cache: Cache, worker: Worker) -> None:
+    put(cache, "x")
+    assert worker.ask() == ["put x"]
+    worker.ask(0, *worker.done("x"))
+    cache.tree.rename(ROOT, b"x", ROOT, b"y")
+    put(cache, "x", segment="new")
+    assert worker.ask() == ["put y"]
+    assert worker.at["data", "y"].origin == ("x", "put-x")
+    assert worker.ask() == [], "a copy of what is put there now would be another file's"
+    assert worker.ask(100, *worker.done("y")) == ["put x"]
+    put(cache, "z", segment="other")
+    worker.ask(0, *worker.done("x"))
+    assert worker.ask() == ["put z"]
+
+
+def test_nothing_is_copied_from_what_is_being_put_over(cache: Cache, worker: Worker) -> None:
+    put(cache, "x")
+    worker.ask()
+    worker.ask(0, *worker.done("x"))
+    cache.tree.link(("data", "x"), ROOT, b"kept")
+    cache.tree.unlink(ROOT, b"x")
+    put(cache, "x", segment="new")
+    with cache.catalog.transaction() as db:  # as if its turn had come first
+        db.execute("UPDATE pending SET lease = 'other:p', not_before_ns = 1 << 62 WHERE path = X'78'")
+    assert worker.ask() == ["put kept"]
+    assert worker.at["data", "kept"].origin is None
+
+
 def test_puts_go_side_by_side_and_deletions_wait_for_them(cache: Cache, worker: Worker) -> None:
     put(cache, "x")
     put(cache, "y")

@@ -1,0 +1,78 @@
+"""A thread that keeps room for what will be written: it deletes segments that are left over, and, when much of the
+quota is used or the worker is to leave, those whose bytes the source has.
+
+Responsible for: when. Not responsible for: what may go (``segments``, and the master).
+
+Threading: one thread; one call to the master at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from raycache.core.scheduling import THREADS, Scheduler
+from raycache.errors import RaycacheError
+from raycache.store.segments import SegmentStore
+
+LOOK_S, SWEEP_S = 2.0, 60.0
+FULL, LOW = 0.6, 0.4
+"""Shares of the quota: where letting go begins, and to which it goes on."""
+_log = logging.getLogger("raycache.store")
+
+
+class Master(Protocol):
+    """Part of client.treeapi.TreeApi."""
+
+    def known_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]: ...
+
+    def let_go_segments(self, worker_id: str, segments: Sequence[str]) -> list[int]: ...
+
+
+class LettingGo:
+    """See the module. ``start`` before use, ``stop`` after."""
+
+    def __init__(self, segments: SegmentStore, master: Master, scheduler: Scheduler = THREADS) -> None:
+        self._segments = segments
+        self._master = master
+        self._scheduler = scheduler
+        self._lock = scheduler.lock()
+        self._ending = scheduler.condition(self._lock)
+        self._stopping = False
+        self._swept = scheduler.monotonic()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._scheduler.spawn(self._run, "let-go")
+
+    def stop(self) -> None:
+        """End it, with what it is at."""
+        with self._lock:
+            self._stopping = True
+            self._ending.notify_all()
+
+    def step(self) -> None:
+        """Look once. Raises what the master raises."""
+        worker_id = self._segments.worker_id
+        if not worker_id:
+            return
+        want_bytes = self._segments.surplus_bytes(0.0 if self._segments.leaving else LOW)
+        if self._segments.leaving or self._segments.fullness > FULL:
+            self._segments.let_go(lambda names: self._master.let_go_segments(worker_id, names), want_bytes)
+        now = self._scheduler.monotonic()
+        if now - self._swept >= SWEEP_S:
+            self._swept = now
+            self._segments.sweep(lambda names: self._master.known_segments(worker_id, names))
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if self._ending.wait_for(lambda: self._stopping, LOOK_S):
+                    return
+            try:
+                self.step()
+            except RaycacheError as error:
+                _log.warning("the master cannot be asked which segments are needed: %s", error)
+            except Exception:  # noqa: BLE001 - the thread must outlive whatever a disk brings
+                _log.exception("cannot look after segments")

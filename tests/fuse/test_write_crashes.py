@@ -1,0 +1,220 @@
+"""Whoever is killed while files are written: what was acknowledged is there and whole, everything else whole or absent.
+
+RAYCACHE_CRASH_ROUNDS and RAYCACHE_CRASH_SEED: how many rounds, and of which seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from acknowledging_writer import body
+
+import raycache
+from raycache.errors import NotFound
+from raycache.fuse.mount import list_mounts
+
+WRITER = Path(__file__).with_name("acknowledging_writer.py")
+ROUNDS = int(os.environ.get("RAYCACHE_CRASH_ROUNDS", "5"))
+SEED = int(os.environ.get("RAYCACHE_CRASH_SEED", "1"))
+RECOVER_S = 120.0
+FOLLOW_S = 20.0
+"""How long a reader may be behind what others write."""
+VICTIMS = ("gateway", "worker", "master", "all", "mount")
+"""``all``: of these, at once; ``mount``: gateway and holder, after which it is mounted again."""
+
+
+class Writer:
+    """A process that writes, and what it said."""
+
+    def __init__(self, how: str, seed: int, where: str, logs: Path) -> None:
+        self.how, self.seed, self.where = how, seed, where
+        self._log = logs / f"{how}-{seed}.log"
+        with open(logs / f"{how}-{seed}.err", "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(WRITER), how, str(seed), where, str(self._log)], stderr=errors, env=os.environ
+            )
+
+    def said(self) -> list[tuple[str, str, int]]:
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [(word, name, int(number)) for word, name, number in (line.split() for line in lines)]
+
+    def done(self) -> int:
+        return sum(word == "done" for word, _, _ in self.said())
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    def allowed(self) -> dict[str, tuple[int | None, list[int]]]:
+        """Of each name the number that was acknowledged last, and all that were begun since."""
+        found: dict[str, tuple[int | None, list[int]]] = {}
+        for word, name, number in self.said():
+            last, begun = found.get(name, (None, []))
+            if word == "begun":
+                found[name] = last, [*begun, number]
+            elif word == "done":
+                found[name] = number, [each for each in begun if each > number]
+        return found
+
+
+def check(writer: Writer, read: Callable[[str], bytes | None], only: set[str] | None = None) -> Counter[str]:
+    """Read what a writer has written, and fail for what is lost or torn."""
+    counts: Counter[str] = Counter()
+    for name, (last, begun) in writer.allowed().items():
+        if only is not None and name not in only:
+            continue
+        deadline = time.monotonic() + FOLLOW_S
+        while (found := verdict(writer, name, last, begun, read(name))).startswith("wrong"):
+            assert time.monotonic() < deadline, f"{name} of {writer.how} {writer.seed}: {found}"
+            time.sleep(0.5)
+        counts[found] += 1
+    return counts
+
+
+def verdict(writer: Writer, name: str, last: int | None, begun: list[int], found: bytes | None) -> str:
+    if found is None:
+        return "absent" if last is None else f"wrong: {last} was acknowledged, and it is lost"
+    if last is not None and found == body(writer.seed, last):
+        return "whole"
+    if any(found == body(writer.seed, number) for number in begun):
+        return "whole, not acknowledged"
+    # POSIX: a file is there from open on. Who wants all or nothing moves it to its name, as the others do.
+    if last is None and name.startswith("direct-") and body(writer.seed, begun[0]).startswith(found):
+        return "begun"
+    return f"wrong: {len(found)} bytes that are none of {last}, {begun}"
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def writers(cache: Any, source: Path, mountpoint: Path, logs: Path) -> Iterator[list[Writer]]:
+    raycache.dataset("data", f"file://{source}")
+    with raycache.mount(f"file://{source}", mountpoint, mode="w"):
+        for seed in (1, 2):  # not made by the writers: while it is mounted anew there is another directory
+            raycache.mkdir(f"raycache://data/mount-{seed}")
+        found = [Writer("mount", seed, str(mountpoint / f"mount-{seed}"), logs) for seed in (1, 2)]
+        found.append(Writer("api", 3, "raycache://data/api-3", logs))
+        try:
+            yield found
+        finally:
+            for writer in found:
+                writer.end()
+
+
+def status_of(mountpoint: Path) -> dict[str, Any]:
+    return next(about for about in list_mounts() if about["mountpoint"] == str(mountpoint))
+
+
+def pids_of(victim: str, cache: Any, mountpoint: Path) -> list[int]:
+    mount = status_of(mountpoint)
+    if victim == "mount":
+        return [mount["holder_pid"], mount["gateway_pid"]]
+    found = {"gateway": mount["gateway_pid"]}
+    if victim != "gateway":
+        about = cache.master.status()
+        found |= {"master": about["pid"], "worker": about["workers"][0].get("pid", 0)}
+    return [pid for name, pid in found.items() if victim in (name, "all") and pid]
+
+
+def wait_for_more(writers: list[Writer]) -> None:
+    """Until each has written something since now: everything works again."""
+    deadline = time.monotonic() + RECOVER_S
+    before = [writer.done() for writer in writers]
+    while any(writer.done() < count + 2 for writer, count in zip(writers, before, strict=True)):
+        states = [writer.process.poll() for writer in writers]
+        assert not any(state is not None for state in states), f"a writer has ended: {states}"
+        assert time.monotonic() < deadline, f"nothing is written any more: {[writer.said()[-3:] for writer in writers]}"
+        time.sleep(0.1)
+
+
+def read_by_api(writer: Writer) -> Callable[[str], bytes | None]:
+    root = f"raycache://data/{writer.how}-{writer.seed}"
+
+    def read(name: str) -> bytes | None:
+        try:
+            with raycache.open(f"{root}/{name}") as file:
+                return bytes(file.read())
+        except NotFound:
+            return None
+
+    return read
+
+
+@pytest.mark.timeout(120 + 150 * ROUNDS)
+def test_what_was_acknowledged_is_whole_whoever_is_killed(
+    cache: Any, source: Path, mountpoint: Path, writers: list[Writer]
+) -> None:
+    generator = random.Random(SEED)
+    totals: Counter[str] = Counter()
+    wait_for_more(writers)
+    for number in range(ROUNDS):
+        victim = VICTIMS[number] if number < len(VICTIMS) <= ROUNDS else generator.choice(VICTIMS)
+        time.sleep(generator.uniform(0, 0.5))
+        for pid in pids_of(victim, cache, mountpoint):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if victim == "mount":
+            time.sleep(0.5)
+            raycache.mount(f"file://{source}", mountpoint, mode="w")
+        wait_for_more(writers)
+        recent = [{name for _, name, _ in writer.said()[-60:]} for writer in writers]
+        for writer, names in zip(writers, recent, strict=True):
+            stop(writer)
+            totals += check(writer, read_by_api(writer), names)
+            go_on(writer)
+        totals[victim] += 1
+        report(number, totals)
+    for writer in writers:
+        stop(writer)
+    raycache.unmount(mountpoint, lazy=True)
+    for writer in writers:
+        writer.end()
+        totals += check(writer, read_by_api(writer))
+    cache.persisting.persist("raycache://data", 120)
+    for writer in writers:
+        check(writer, read_from(source / f"{writer.how}-{writer.seed}"))
+    report(ROUNDS, totals)
+
+
+def stop(writer: Writer) -> None:
+    """So that what it says and what there is do not change while they are compared."""
+    os.kill(writer.process.pid, signal.SIGSTOP)
+
+
+def go_on(writer: Writer) -> None:
+    os.kill(writer.process.pid, signal.SIGCONT)
+
+
+def read_from(directory: Path) -> Callable[[str], bytes | None]:
+    def read(name: str) -> bytes | None:
+        path = directory / name
+        return path.read_bytes() if path.exists() else None
+
+    return read
+
+
+def report(number: int, totals: Counter[str]) -> None:
+    """For those who let it run for hours."""
+    if path := os.environ.get("RAYCACHE_CRASH_REPORT"):
+        Path(path).write_text(f"{number} rounds of seed {SEED}: {dict(totals)}\n")
