@@ -15,6 +15,7 @@ import pytest
 
 import raycache
 from raycache.testing import ObjectStoreServer
+from raycache.testing.pages import drop_pages
 
 READERS = 8
 pytestmark = pytest.mark.timeout(900)
@@ -44,10 +45,6 @@ def differences(root: str, sums: dict[str, str], seed: int) -> list[str]:
         except OSError as error:
             found.append(f"{path}: {error}")
     return found
-
-
-def drop_page_cache() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def test_every_file_is_identical_through_mount_fsspec_and_read_many(
@@ -81,7 +78,7 @@ def test_every_file_is_identical_through_mount_fsspec_and_read_many(
             with filesystem.open(f"raycache://{bucket}/{path}") as file:
                 assert hashlib.file_digest(file, "sha256").hexdigest() == sums[path], path
 
-        drop_page_cache()
+        drop_pages(mountpoint)
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(READERS, mp_context=context) as pool:
             # Each reader takes every 4th of the many, so that the 8 overlap in pairs and the test ends in minutes.

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import raycache
+from raycache.testing.pages import drop_pages
 
 FILES, BLOCK_BYTES = 80, 1 << 20
 SPOIL_S = 4.0
@@ -72,7 +73,7 @@ def test_spoilt_block_files_are_never_seen_through_a_mount(
         while disk()["blocks"] < 10:
             assert time.monotonic() < deadline, disk()
             read_all(mountpoint, sums)
-            Path("/proc/sys/vm/drop_caches").write_text("1")
+            drop_pages(mountpoint)
         reader = subprocess.Popen(
             [sys.executable, str(script), str(mountpoint), str(tmp_path / "sums.json"), "1"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -84,14 +85,14 @@ def test_spoilt_block_files_are_never_seen_through_a_mount(
             paths = sorted(disk_only.glob("blocks-*/??/*"))
             for path in rng.sample(paths, min(3, len(paths))):
                 flip(path, rng)
-            Path("/proc/sys/vm/drop_caches").write_text("1")
+            drop_pages(mountpoint)
             time.sleep(0.02)
         report = json.loads(reader.communicate(timeout=60)[0].splitlines()[-1])
         assert report["failures"] == []
         assert report["reads"] > 100
         for path in disk_only.glob("blocks-*/??/*"):
             flip(path, rng)
-        Path("/proc/sys/vm/drop_caches").write_text("1")
+        drop_pages(mountpoint)
         read_all(mountpoint, sums)
         found = disk()
         assert found["corrupt"] + found["torn"] > 5, found

@@ -28,7 +28,7 @@ def test_many_directories_are_one_call_and_a_dataset_refreshes_itself(cache: Any
 
     directories = [f"raycache://data/{number:02d}" for number in range(40)]
     raycache.listdir("raycache://data")
-    before = cache.master.calls
+    before, began = cache.master.calls, time.monotonic()
     assert raycache.listdir_many(directories) == [["old"]] * 40
     assert cache.master.calls == before + 1
     uris = [f"{directory}/old" for directory in directories]
@@ -36,7 +36,8 @@ def test_many_directories_are_one_call_and_a_dataset_refreshes_itself(cache: Any
     assert raycache.exists_many([*uris, "raycache://data/none"]) == [True] * 40 + [False]
     assert raycache.lookup_many(directories[7], ["old", "new"]).size_bytes.tolist() == [7, 0]
     assert len(raycache.glob("raycache://data/*/o*")) == 40
-    assert cache.master.calls == before + 1
+    # Once a second it is asked what was refreshed, and a directory that was is had anew, with all others that were.
+    assert cache.master.calls <= before + 1 + 2 * int(time.monotonic() - began)
 
     view = raycache.snapshot()
     (source / "07" / "new").touch()
