@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from tones_in_s3 import TONES, tones_in_s3
 from torch import nn
 
 import raycache
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 def spectra(batch: dict[str, Any]) -> dict[str, Any]:
@@ -33,12 +36,11 @@ def preprocess(uri: str, directory: Path) -> None:
     raycache.data.read_files(uri, pattern="**/*.f32").map_batches(spectra, batch_size=64).write_parquet(str(directory))
 
 
-def train(directory: Path, epochs: int) -> tuple[float, int]:
-    """Train a linear model; the share that it tells right at the end, and how many spectra an epoch had."""
+def train(read: Dataset, epochs: int) -> tuple[float, int]:
+    """Train a linear model on spectra; the share that it tells right at the end, and how many spectra an epoch had."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.BatchNorm1d(257), nn.Linear(257, TONES))
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
-    read = raycache.data.read_parquet(str(directory))
     for _ in range(epochs):
         right = seen = 0
         for batch in read.iter_torch_batches(batch_size=32, local_shuffle_buffer_size=256, local_shuffle_seed=1):
@@ -64,7 +66,7 @@ def main() -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
         preprocess(uri, scratch / "spectra")
         asked = raycache.status()["totals"]["ufs_requests"]
-        right, seen = train(scratch / "spectra", options.epochs)
+        right, seen = train(raycache.data.read_parquet(str(scratch / "spectra")), options.epochs)
         again = raycache.status()["totals"]["ufs_requests"]
         print(f"requests: {asked} for {options.recordings} recordings, {again - asked} for all epochs of spectra")
         print(f"spectra per epoch: {seen}; told right in the last: {right:.0%}")

@@ -22,13 +22,18 @@ SAMPLES = 512
 def tones_in_s3(recordings: int) -> Iterator[tuple[str, Path]]:
     """Yields the URI of the recordings, and a scratch directory, beside a Ray that this program has joined; ends all
     that was started."""
+    with tones_bucket(recordings) as (uri, scratch), own_ray():
+        yield uri, scratch
+
+
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """A cluster of its own, even where another one runs, and a cache on it. On yours, a plain ray.init() is all."""
     import ray
 
     import raycache
 
     with ExitStack() as stack:
-        uri, scratch = stack.enter_context(tones_bucket(recordings))
-        # A cluster of its own, even where another one runs. On yours, a plain ray.init() is all.
         stack.callback(ray.shutdown)
         ray.init(
             address="local", object_store_memory=512 << 20, include_dashboard=False, log_to_driver=False,
@@ -36,7 +41,7 @@ def tones_in_s3(recordings: int) -> Iterator[tuple[str, Path]]:
         )  # fmt: skip
         stack.callback(raycache.shutdown)
         raycache.init(block_bytes="64KiB")  # far too small for real data: here it makes many packs of few files
-        yield uri, scratch
+        yield
 
 
 @contextmanager
