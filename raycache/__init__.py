@@ -309,7 +309,8 @@ def together(uri: str, mode: Literal["append", "overwrite", "error"] = "error") 
             raycache.write_many({f"{aside}/{name}": data for name, data in made})
 
     ``mode``: ``append`` puts what was written beside what is there, a thousand files in one step; ``overwrite``
-    replaces the directory in one step; ``error`` raises Exists if there is one. An exception leaves things as they were.
+    replaces the directory in one step; ``error`` raises Exists if there is one. An exception leaves things as they
+    were.
     Raises InvalidInput, NotFound, and what ``rename`` raises.
     """
     from raycache.client.together import together as begin
