@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Literal, overload
 
@@ -61,6 +62,7 @@ __all__ = [
     "stat",
     "stat_many",
     "status",
+    "together",
     "touch",
     "unmount",
     "unpin",
@@ -312,6 +314,22 @@ def rename(uri: str, to: str, *, replace: bool = True) -> None:
     Raises NotFound, Exists, NotEmpty, IsADirectory, NotADirectory, Refused (EXDEV: another dataset).
     """
     _files().rename(uri, to, replace=replace)
+
+
+def together(uri: str, mode: Literal["append", "overwrite", "error"] = "error") -> AbstractContextManager[str]:
+    """Write many files, from any number of processes, that are seen in one step when the ``with`` ends, or not at all.
+
+        with raycache.together("raycache://train/features", "overwrite") as aside:
+            raycache.write_many({f"{aside}/{name}": data for name, data in made})
+
+    ``mode``: ``append`` puts what was written beside what is there, a thousand files in one step; ``overwrite``
+    replaces the directory in one step; ``error`` raises Exists if there is one. An exception leaves things as they
+    were.
+    Raises InvalidInput, NotFound, and what ``rename`` raises.
+    """
+    from raycache.client.together import together as begin
+
+    return begin(_files(), uri, mode)
 
 
 def copy(uri: str, to: str, *, replace: bool = True, write_type: str = "") -> None:

@@ -47,7 +47,8 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     ``snapshot``: a change number to show everything at (``raycache.snapshot``); pickled with the rest, so that the
     processes of a job all see the same. ``write_type``: of what is written, see ``raycache.open``. Which cache it is of
-    is pickled too: the process that a task runs in need not have the environment of the one that sent it.
+    is pickled too: the process that a task runs in need not have the environment of the one that sent it. What that one
+    saw the task sees, in listings too.
     """
 
     protocol = RAYCACHE_SCHEME
@@ -61,11 +62,16 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self.write_type = write_type
         self._settings: Settings | None = None
         """What finds the cache, where another process said so."""
+        self._seen = 0
+        """Number of a change that this process has to show, as the one that sent this did."""
         self._view: tuple[Cluster, FileSystem] | None = None
 
     def __reduce__(self) -> Any:
-        known = self._settings if connected_settings() is None else current().portable_settings
-        return _unpickled, (type(self), self.storage_args, self.storage_options, known)
+        known, seen = self._settings, self._seen
+        if connected_settings() is not None:
+            known = current().portable_settings
+            seen = 0 if self.snapshot is not None else current().namespace.settled_change()
+        return _unpickled, (type(self), self.storage_args, self.storage_options, known, seen)
 
     def cluster(self) -> Cluster:
         """The connection to its cache, made if this process has none. Raises what ``current_for`` raises."""
@@ -75,6 +81,9 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """What this process's connection shows, as of the snapshot if there is one."""
         cluster = self.cluster()
         if self.snapshot is None:
+            if self._seen:
+                cluster.namespace.at_least(self._seen)
+                self._seen = 0
             return cluster.files
         if self._view is None or self._view[0] is not cluster:
             self._view = (cluster, cluster.view(self.snapshot))
@@ -285,10 +294,14 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 def _unpickled(
-    kind: type[RaycacheFileSystem], args: Sequence[Any], options: Mapping[str, Any], settings: Settings | None
+    kind: type[RaycacheFileSystem],
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+    settings: Settings | None,
+    seen: int,
 ) -> RaycacheFileSystem:
     made = kind(*args, **options)
-    made._settings = settings
+    made._settings, made._seen = settings, seen
     return made
 
 

@@ -265,8 +265,7 @@ class Cluster:
         """
         if snapshot is False:
             return self.files
-        self.namespace.settle()
-        newest = self.master.newest_change()
+        newest = self.namespace.settled_change()
         change = newest if snapshot is True else check_change(snapshot, newest)
         return FileSystem(Namespace(self.master, change), self.reader)
 

@@ -23,6 +23,8 @@ from raycache.core.values import Failed
 from raycache.errors import Exists, InvalidInput, NotFound, Refused
 
 _PERMISSIONS = 0o7777
+ENTRIES_AT_ONCE = 10_000
+"""Of a directory, in one answer."""
 
 
 class Editing:
@@ -77,11 +79,55 @@ class Editing:
 
     def rename(self, uri: str, to: str, *, replace: bool = True) -> None:
         """See FileSystem.rename."""
-        source, target = self._named(uri), self._named(to)
-        if source.dataset != target.dataset:
-            raise _two_datasets(uri, to)
+        source, target = self._pair(uri, to)
         self._tree.rename(source.folder, source.name, target.folder, target.name, 0 if replace else NOREPLACE)
         self._moved([source, target])
+
+    def replace_tree(self, uri: str, to: str) -> None:
+        """See FileSystem.replace_tree."""
+        source, target = self._pair(uri, to)
+        removed, moved = self._tree.apply([_change("remove_tree", target.place), _rename(source, target)])
+        self._moved([source, target])
+        if isinstance(moved, Failed):
+            is_why = isinstance(removed, Failed) and not isinstance(removed.error, NotFound)
+            raise removed.error if is_why else moved.error
+
+    def move_below(self, uri: str, to: str) -> None:
+        """See FileSystem.move_below."""
+        source, target = self._named(uri), self._changing.target(to)
+        self._same(source, target)
+        folders, moves = self._below(source, target)
+        for start in range(0, len(folders), VERBS_AT_ONCE):
+            made = self._tree.apply(folders[start : start + VERBS_AT_ONCE])
+            for answer in made:
+                if isinstance(answer, Failed) and not isinstance(answer.error, Exists):
+                    raise answer.error
+        for start in range(0, len(moves), VERBS_AT_ONCE):
+            self._apply(moves[start : start + VERBS_AT_ONCE])
+        self._tree.remove_tree(source.place)
+        for place in {verb.args[0] for verb in folders} | {verb.args[2] for verb in moves}:
+            self._changing.namespace.touched(*place)
+        self._moved([source])
+        self._changing.settled([target])
+
+    def _below(self, source: Target, target: Target) -> tuple[list[Verb], list[Verb]]:
+        """What makes the directories that are below one below the other, and what moves the files."""
+        folders: list[Verb] = []
+        moves: list[Verb] = []
+        todo = [""]
+        while todo:
+            way = todo.pop()
+            here, there = [(each.dataset, paths.join(each.path, way)) for each in (source, target)]
+            after = b""
+            while names := self._tree.readdir(here, after, ENTRIES_AT_ONCE):
+                for name, attr in names:
+                    if attr.is_dir:
+                        folders.append(_change("mkdir", there, name, attr.mode, attr.uid, attr.gid))
+                        todo.append(paths.join(way, name.decode("utf-8", "surrogateescape")))
+                    else:
+                        moves.append(_change("rename", here, name, there, name))
+                after = names[-1].name
+        return folders, moves
 
     def copy(self, uri: str, to: str, write_type: str, replace: bool) -> bool:
         """Give a file's bytes to another name, without moving them. False where that cannot be: of two datasets."""
@@ -104,9 +150,7 @@ class Editing:
         targets: list[Target] = []
         questions: list[Verb] = []
         for uri, to in pairs:
-            source, target = self._named(uri), self._named(to)
-            if source.dataset != target.dataset:
-                raise _two_datasets(uri, to)
+            source, target = self._pair(uri, to)
             targets.append(target)
             questions.append(Verb("content", (source.place,)))
         puts: list[Verb] = []
@@ -114,7 +158,7 @@ class Editing:
         for target, found in zip(targets, self._apply(questions), strict=True):
             attr, content = found
             args = (target.folder, target.name, attr.mode, content, (), now_ns, write_type, True)
-            puts.append(Verb("put", args, uuid.uuid4().hex))
+            puts.append(_change("put", *args))
         try:
             self._apply(puts)
         finally:
@@ -155,6 +199,19 @@ class Editing:
             self._changing.namespace.forget_below(*target.place)
         self._done(targets)
 
+    def _pair(self, uri: str, to: str) -> tuple[Target, Target]:
+        source, target = self._named(uri), self._named(to)
+        self._same(source, target)
+        return source, target
+
+    @staticmethod
+    def _same(source: Target, target: Target) -> None:
+        if source.dataset != target.dataset:
+            raise Refused.because(
+                errno.EXDEV,
+                f"{source.uri} and {target.uri} are in two datasets; copy it there, then remove it here",
+            )
+
     def _named(self, uri: str) -> Target:
         target = self._changing.target(uri)
         if not target.name:
@@ -165,5 +222,9 @@ class Editing:
         return target
 
 
-def _two_datasets(uri: str, to: str) -> Refused:
-    return Refused.because(errno.EXDEV, f"{uri} and {to} are in two datasets; copy it there, then remove it here")
+def _change(name: str, *args: Any) -> Verb:
+    return Verb(name, args, uuid.uuid4().hex)
+
+
+def _rename(source: Target, target: Target) -> Verb:
+    return _change("rename", source.folder, source.name, target.folder, target.name)

@@ -312,6 +312,16 @@ class FileSystem:
         """
         self.editing.rename(uri, to, replace=replace)
 
+    def replace_tree(self, uri: str, to: str) -> None:
+        """Rename a directory in the place of whatever has the other name, which is removed with all below it: in one
+        step. Raises as ``rename`` does."""
+        self.editing.replace_tree(uri, to)
+
+    def move_below(self, uri: str, to: str) -> None:
+        """Move all that is below a directory below another one of its dataset, over files of the same name: a thousand
+        files in one step. Raises as ``rename`` does, for the first that is refused."""
+        self.editing.move_below(uri, to)
+
     def copy(self, uri: str, to: str, *, write_type: str = "", replace: bool = True) -> None:
         """Copy a file. In its dataset no bytes are moved. Raises NotFound, IsADirectory, Exists."""
         if not self.editing.copy(uri, to, write_type, replace):

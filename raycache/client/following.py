@@ -13,7 +13,7 @@ from typing import Protocol
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.errors import RaycacheError
 
-FOLLOW_S, QUIET_S = 1.0, 10.0
+FOLLOW_S, QUIET_S = 1.0, 3.0
 """From one round to the next: where something has ever been changed, and where nothing has."""
 _log = logging.getLogger("raycache.client")
 

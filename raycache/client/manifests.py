@@ -201,8 +201,14 @@ class Manifests:
 
     def catch_up(self) -> bool:
         """See following.Follower."""
-        self._since, _ = self.follow(self._since)
+        newest, _ = self.follow(self._since)
+        self._since = max(newest, self._since)  # another thread may have been quicker
         return self._since > 0
+
+    def at_least(self, change: int) -> None:
+        """Show everything as it was after a change, or later."""
+        if self.as_of is None and self._since < change:
+            self.catch_up()
 
     def _current(self, dir_id: int) -> Manifest | None:
         """With the lock held: what is held of a directory, unless this process wrote to it since."""

@@ -282,8 +282,13 @@ class Namespace(Manifests):
                     self._touch(dataset, above)
                 above = paths.join(above, name)
 
+    def settled_change(self) -> int:
+        """The number of the newest change, after all that this process wrote was published: who shows that shows it."""
+        self.settle()
+        return self._master.newest_change()
+
     def settle(self) -> None:
-        """Have all published that this process wrote, so that a change number has it."""
+        """Have all published that this process wrote."""
         with self._lock:
             touched = list(self._touched)
             known = {each.name: each for each in self._datasets}

@@ -2,6 +2,7 @@
 
     raycache.data.read_files("s3://bucket/train", pattern="**/*.jpg").map(decode).iter_torch_batches(batch_size=64)
     raycache.data.read_images("s3://bucket/train"), read_parquet(...), read_csv(...) ...
+    raycache.data.write_parquet(dataset, "raycache://train/features", mode="overwrite")
     raycache.data.torch.FileDataset("s3://bucket/train", decode)
     raycache.data.enable(); ray.data.read_parquet("s3://bucket/train"), pandas.read_csv("s3://bucket/train/a.csv") ...
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Reader = Callable[..., "Dataset"]
+Writer = Callable[..., None]
 
 
 def read_files(
@@ -83,6 +85,30 @@ read_text = _reader("read_text")
 read_tfrecords = _reader("read_tfrecords")
 read_videos = _reader("read_videos")
 read_webdataset = _reader("read_webdataset")
+
+
+def _writer(name: str) -> Writer:
+    def write(dataset: Dataset, uri: str, *, mode: str = "append", **arguments: Any) -> None:
+        from raycache.data.sinks import write_with
+
+        write_with(name, dataset, uri, mode, arguments)
+
+    write.__name__ = write.__qualname__ = name
+    write.__doc__ = (
+        f"``Dataset.{name}`` to a directory of the cache, of which nothing is seen until all is written, and nothing "
+        "when that fails. ``mode``: ``append``, ``overwrite`` or ``error``, see ``raycache.together``; the other "
+        "arguments are those of Ray Data."
+    )
+    return write
+
+
+write_csv = _writer("write_csv")
+write_images = _writer("write_images")
+write_json = _writer("write_json")
+write_numpy = _writer("write_numpy")
+write_parquet = _writer("write_parquet")
+write_tfrecords = _writer("write_tfrecords")
+write_webdataset = _writer("write_webdataset")
 
 
 def arrow_filesystem(*, snapshot: int | None = None, write_type: str = "") -> PyFileSystem:

@@ -63,47 +63,19 @@ def test_look_and_read(source: str, cache: Any, mountpoint: Path, cli: Any) -> N
 def test_copy_move_and_remove(cache: Any, cli: Any, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     raycache.dataset("data", str(tmp_path / "source"))
-    local = tmp_path / "local"
-    (local / "sub").mkdir(parents=True)
-    (local / "one").write_bytes(b"one")
-    (local / "sub" / "two").write_bytes(b"two" * 1_000_000)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "one").write_bytes(b"one")
     root = "raycache://data"
-
-    def fails(*words: str) -> str:
-        done = cli(*words)
-        assert done.returncode in (1, 2)
-        assert "Traceback" not in done.stderr
-        return str(done.stderr)
-
-    assert "1 files, 3 bytes" in cli("cp", str(local / "one"), f"{root}/new/one").stdout
-    made = json.loads(cli("cp", "-r", "--write-type", "through", "--json", str(local), f"{root}/tree").stdout)
-    assert (made["files"], made["size_bytes"]) == (2, 3_000_003)
-    assert (tmp_path / "source" / "tree" / "sub" / "two").stat().st_size == 3_000_000
-    assert cli("cp", f"{root}/tree/one", f"{root}/new/one", f"{root}/tree/sub/").returncode == 0
-    assert cli("ls", f"{root}/tree/sub").stdout == "one\ntwo\n"
-    assert cli("cp", "-r", f"{root}/tree", f"{root}/copied").returncode == 0
-    assert cli("cp", "-r", f"{root}/copied", str(tmp_path / "back")).returncode == 0
-    assert (tmp_path / "back" / "sub" / "two").read_bytes() == b"two" * 1_000_000
-    assert cli("cp", f"{root}/copied/one", "-").stdout == "one"
-    assert "is a directory; copy it" in fails("cp", f"{root}/tree", f"{root}/x")
-    assert "is no directory" in fails("cp", f"{root}/tree/one", f"{root}/new/one", f"{root}/none")
-    assert "none of these is a URI" in fails("cp", "a", "b")
-    assert "system's cp" in fails("cp", f"{root}/tree/one", str(local), str(tmp_path))
-    assert "give what to copy" in fails("cp", root)
-    assert "No such file" in fails("cp", str(tmp_path / "none"), f"{root}/x")
-    assert "choose one of" in fails("cp", "--write-type", "often", str(local / "one"), f"{root}/x")
-
+    made = cli("cp", "-r", "--write-type", "through", "--json", str(tmp_path / "local"), f"{root}/tree")
+    assert json.loads(made.stdout) == {"to": f"{root}/tree", "files": 1, "size_bytes": 3, "left_out": 0}
+    assert (tmp_path / "source" / "tree" / "one").read_bytes() == b"one"
+    assert cli("mv", f"{root}/tree", f"{root}/moved").returncode == 0
     assert cli("mkdir", "-p", f"{root}/deep/er").returncode == 0
-    assert "there already" in fails("mkdir", f"{root}/deep")
-    assert cli("mv", f"{root}/copied", f"{root}/deep").returncode == 0
-    assert cli("mv", f"{root}/deep/copied", f"{root}/moved").returncode == 0
-    assert cli("ls", root).stdout == "deep/\nmoved/\nnew/\ntree/\n"
-    assert "moves within a dataset" in fails("mv", f"{root}/moved", str(local))
-
-    assert "removed 1 files" in cli("rm", f"{root}/moved/one").stdout
-    assert "rm -r" in fails("rm", f"{root}/moved")
-    assert json.loads(cli("rm", "-r", f"{root}/moved", f"{root}/deep", "--json").stdout) == {"removed": 6}
-    assert "there is no such" in fails("rm", f"{root}/moved")
+    assert cli("cp", f"{root}/moved/one", "-").stdout == "one"
+    refused = cli("rm", f"{root}/moved")
+    assert (refused.returncode, "rm -r" in refused.stderr) == (1, True)
+    assert json.loads(cli("rm", "-r", f"{root}/moved", f"{root}/deep", "--json").stdout) == {"removed": 4}
+    assert raycache.listdir(root) == []
 
 
 def test_an_interrupt_cancels_a_recursive_refresh(

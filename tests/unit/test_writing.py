@@ -412,6 +412,20 @@ def test_others_see_what_was_written_when_they_follow(cache: InProcessCache, fil
     assert other.read_many([f"{ROOT}/new", f"{ROOT}/listed"]) == [b"new", b"replaced"]
 
 
+def test_who_is_told_of_a_change_shows_it(cache: InProcessCache, files: FileSystem) -> None:
+    namespace, other = cache.another()
+    namespace.begin_following()
+    other.listdir(ROOT)
+    files.write_many({f"{ROOT}/new": b"new"})
+    change = cache.namespace.settled_change()
+    assert other.listdir(ROOT) == ["listed", "sub"]
+    namespace.at_least(change)
+    assert other.listdir(ROOT) == ["listed", "new", "sub"]
+    calls = cache.master.calls
+    namespace.at_least(change)
+    assert cache.master.calls == calls
+
+
 def test_a_name_that_is_not_found_is_looked_for_once_more(
     cache: InProcessCache, files: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
