@@ -108,17 +108,9 @@ def mount(
     from raycache.fuse.mount import mount as make
 
     return make(
-        source,
-        mountpoint,
-        name=name,
-        options=options,
-        allow_other=allow_other,
-        session=session,
-        snapshot=snapshot,
-        refresh_every_s=refresh_every_s,
-        mode=mode,
-        settings=_settings(),
-    )
+        source, mountpoint, name=name, options=options, allow_other=allow_other, session=session, snapshot=snapshot,
+        refresh_every_s=refresh_every_s, mode=mode, settings=_settings(),
+    )  # fmt: skip
 
 
 def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
@@ -261,15 +253,9 @@ def open(
     ``through``, what ``persist`` raises.
     """
     return _files().open(
-        uri,
-        mode,
-        buffering=buffering,
-        encoding=encoding,
-        errors=errors,
-        newline=newline,
-        write_type=write_type,
+        uri, mode, buffering=buffering, encoding=encoding, errors=errors, newline=newline, write_type=write_type,
         sync=sync,
-    )
+    )  # fmt: skip
 
 
 def write_many(

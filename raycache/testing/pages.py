@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def drop_pages(*roots: Path) -> None:
-    """Have the kernel forget what it holds of a file, or of all files below a directory; those that are gone are skipped."""
+    """Have the kernel forget what it holds of a file, or of all files below a directory; what is gone is skipped."""
     for root in roots:
         for path in [root] if root.is_file() else root.rglob("*"):
             try:
