@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from raycache.client.namespace import Namespace
+from raycache.client.patience import ask_until_there
 from raycache.client.reader import Reader
 from raycache.core.inode import Content, Extent, Segment, pieces, split_ino
 from raycache.core.scheduling import THREADS, Scheduler
@@ -156,13 +157,23 @@ class Segments:
         """Segments that workers hold open for us, with the worker."""
 
     def writer(self) -> Writer:
-        """A new segment, on the disk of this node's worker where there is one. Raises NoSpace, Unavailable."""
+        """A new segment, on the disk of this node's worker where there is one. Raises NoSpace, Unavailable.
+
+        A worker that is gone or has just started is waited for.
+        """
+        return ask_until_there(self._begin, "a worker to write to", self._timeout_s, self._clock, self._scheduler.sleep)
+
+    def _begin(self) -> Writer:
         homes = self._renewed()
         for home in homes:
             if _is_open_to_us(home):
                 return self._local.make(home, partial(self._allow, home.worker_id))
         usable = [home for home in homes if home.directory]
         if not usable:
+            if not all(home.worker_id for home in homes):
+                with self._lock:
+                    self._homes_at = -HOMES_S
+                raise WorkerLost("a worker has just started and was not told yet who it is")
             raise Unavailable("no worker can keep what is written; `raycache status` says why")
         home = max(usable, key=lambda home: home.room_bytes - self._written.get(home.worker_id, 0))
         segment = self._calls.make(home.worker_id)

@@ -13,7 +13,7 @@ from raycache.client.segments import Segments, Writer
 from raycache.core.inode import Content, Extent
 from raycache.core.segment import Home, SegmentRange
 from raycache.core.values import Failed
-from raycache.errors import Changed, NoSpace, NotFound, Unavailable
+from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
 from raycache.store.fileops import FileOps
 from raycache.store.segmentfile import NodeSegments, SegmentFiles, SegmentWriter
 from raycache.store.segments import CALM_S, LEFT_OVER_S, SegmentStore, claim_directory
@@ -326,3 +326,33 @@ def test_a_name_that_is_taken_is_not_written_to(tmp_path: Path) -> None:
     two = SegmentWriter.make(tmp_path, "w", lambda growth: None, lambda: next(names))
     assert one.segment != two.segment
     assert one.segment[:8] == two.segment[:8], "it says whose it is"
+
+
+def test_a_worker_that_has_just_started_is_waited_for_and_one_without_a_disk_is_not(cache: InProcessCache) -> None:
+    class Starting(Elsewhere):
+        asked = 0
+
+        def homes(self) -> list[Home]:
+            self.asked += 1
+            if self.asked == 1:
+                raise WorkerLost("no worker lives; try again")
+            homes = [home._replace(directory="") for home in super().homes()]
+            return [home._replace(worker_id="") for home in homes] if self.asked == 2 else self.then(homes)
+
+        def then(self, homes: list[Home]) -> list[Home]:
+            return super().homes()
+
+    class Broken(Starting):
+        def then(self, homes: list[Home]) -> list[Home]:
+            return homes
+
+    def segments(calls: Starting) -> Segments:
+        return Segments(calls, NodeSegments(), cache.namespace, cache.reader, timeout_s=10)
+
+    starting, broken = Starting(cache), Broken(cache)
+    writer = segments(starting).writer()
+    assert writer.append(b"taken") == 0
+    writer.discard()
+    with pytest.raises(Unavailable, match="no worker can keep"):
+        segments(broken).writer()
+    assert (starting.asked, broken.asked) == (3, 3)
