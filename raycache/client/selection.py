@@ -48,6 +48,16 @@ class Selection:
         """Files below a directory that match a pattern. See ``search.files_below``, also for what it raises."""
         return Selection(files_below(namespace, uri, pattern))
 
+    def without(self, path: str) -> Selection:
+        """But for those at or below a directory."""
+        return Selection(
+            [
+                (manifest, self.rows_of_part(part))
+                for part, manifest in enumerate(self.manifests)
+                if not f"{manifest.directory.path}/".startswith(f"{path}/")
+            ]
+        )
+
     def __len__(self) -> int:
         return len(self._rows)
 

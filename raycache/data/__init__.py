@@ -2,6 +2,7 @@
 
     raycache.data.read_files("s3://bucket/train", pattern="**/*.jpg").map(decode).iter_torch_batches(batch_size=64)
     raycache.data.read_images("s3://bucket/train"), read_parquet(...), read_csv(...) ...
+    raycache.data.cached("s3://bucket/train", decode, "raycache://train/_decoded") computes each pack once
     raycache.data.write_parquet(dataset, "raycache://train/features", mode="overwrite")
     raycache.data.torch.FileDataset("s3://bucket/train", decode)
     raycache.data.enable(); ray.data.read_parquet("s3://bucket/train"), pandas.read_csv("s3://bucket/train/a.csv") ...
@@ -50,6 +51,48 @@ def read_files(
     return read_whole_files(
         uri, pattern=pattern, include_paths=include_paths, options=options, change=change, arguments=arguments
     )
+
+
+def cached(
+    uri: str,
+    transform: Callable[[Any], Any],
+    to: str,
+    *,
+    key: str | None = None,
+    pattern: str = "**",
+    include_paths: bool = True,
+    batch_format: str = "numpy",
+    write_type: str = "",
+    options: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Dataset:
+    """``read_files(uri).map_batches(transform)``, of which the results are kept: what is there is read, not computed.
+
+        spectra = raycache.data.cached("s3://bucket/train", to_spectra, "raycache://train/_spectra")
+        for epoch in range(5):
+            for batch in spectra.iter_torch_batches(batch_size=256): ...
+
+    The first time through, rows are handed on as they are computed and written beside it. The next epoch, and the next
+    job, read them; after ``raycache.refresh`` (and calling this again) only packs are computed of which files changed.
+
+    ``transform``: makes a batch of a batch of ``bytes`` and ``path``, as for ``map_batches``, a pack or a part of it at
+    a time; what it makes must depend on nothing else. A class is made once per process, and called.
+    ``to``: directory of the cache for the results, one below it for each transformation: remove what is not used any
+    more. Its files are not taken for files of ``uri``. ``write_type``: see ``raycache.open``.
+    ``key``: what the transformation does, by name; left out, its code is looked into, with what it calls outside of
+    installed packages (``raycache.core.fingerprint``). Another key, or other code, computes all anew.
+    ``batch_format``: ``numpy``, ``pandas`` or ``pyarrow``. ``arguments``: as for ``read_files``; ``ray_remote_args``
+    has GPUs.
+
+    Raises InvalidInput (among others: no key can be made of the code), NotFound, NotADirectory; a task raises what
+    reading, computing or writing raises, and the results of its pack are then not there.
+    """
+    from raycache.data.cached import read_cached
+
+    return read_cached(
+        uri, transform, to, key=key, pattern=pattern, include_paths=include_paths, batch_format=batch_format,
+        write_type=write_type, options=options, arguments=arguments,
+    )  # fmt: skip
 
 
 def read_binary_files(uri: str, *, include_paths: bool = False, **arguments: Any) -> Dataset:

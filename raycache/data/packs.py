@@ -12,8 +12,9 @@ whatever joins or leaves meanwhile, so that each file is read once; a task whose
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -24,6 +25,7 @@ from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource.datasource import Datasource, ReadTask
 
+from raycache.actors.cluster import Cluster
 from raycache.actors.connection import current_for
 from raycache.client.namespace import Namespace
 from raycache.core import paths
@@ -73,8 +75,8 @@ class PackRead:
     wanted: Wanted
     parts: tuple[Part, ...]
     include_paths: bool
-    owner: str | None
-    workers: tuple[Worker, ...]
+    owner: str | None = None
+    workers: tuple[Worker, ...] = ()
 
     @property
     def __name__(self) -> str:  # Ray puts it into messages
@@ -83,16 +85,43 @@ class PackRead:
     def __call__(self) -> Iterator[pa.Table]:
         """Tables of ``bytes``, and ``path`` if asked for. Raises what ``Reader.read`` raises."""
         cluster = current_for(self.wanted.settings)
+        for manifest, packs in self.packs():
+            blocks = [block for block, _ in packs]
+            for block, rows in packs:
+                self.expect(cluster, manifest, blocks, block)
+                yield from self.tables(cluster, manifest, rows)
+
+    def packs(self) -> Iterator[tuple[Manifest, list[tuple[int, Rows]]]]:
+        """Directories, and of each the blocks in which files begin, with their rows, as far as they are the owner's."""
         namespace = _namespace_of(self.wanted)
         for part in self.parts:
             manifest = namespace.manifest(part.dir_id)
-            packs = list(self.packs_of(manifest, part.rows))
-            for number, (_, rows) in enumerate(packs):
-                ahead = [block for block, _ in packs[number + 1 : number + 1 + AHEAD_PACKS]]
-                cluster.reader.expect([(manifest, block) for block in ahead if block < manifest.block_count])
-                for some in _in_reads(manifest, rows):
-                    data = cluster.reader.read_many([(manifest, row) for row in some.tolist()])
-                    yield self._table(manifest, some, data)
+            yield manifest, list(self.packs_of(manifest, part.rows))
+
+    def expect(self, cluster: Cluster, manifest: Manifest, blocks: Sequence[int], now: int) -> None:
+        """Have fetched what follows one of ``blocks``, which ascend."""
+        start = bisect_right(blocks, now)
+        ahead = [block for block in blocks[start : start + AHEAD_PACKS] if block < manifest.block_count]
+        cluster.reader.expect([(manifest, block) for block in ahead])
+
+    def tables(self, cluster: Cluster, manifest: Manifest, rows: Rows) -> Iterator[pa.Table]:
+        """Files of one pack: one table, or several of READ_BYTES."""
+        for some in _in_reads(manifest, rows):
+            data = cluster.reader.read_many([(manifest, row) for row in some.tolist()])
+            yield self._table(manifest, some, data)
+
+    def below(self, manifest: Manifest) -> str:
+        """A directory, by its path below the one that was asked for."""
+        return manifest.directory.path.removeprefix(self.wanted.path).lstrip("/")
+
+    def row_count(self, files: int) -> int | None:
+        """Rows that so many files make, where that is known before."""
+        return files if self.owner is None else None
+
+    def schema(self) -> pa.Schema | None:
+        """Of the tables, where it is known before."""
+        columns = [("bytes", pa.binary())]
+        return pa.schema([*columns, ("path", pa.string())] if self.include_paths else columns)
 
     def packs_of(self, manifest: Manifest, rows: Rows) -> Iterator[tuple[int, Rows]]:
         """Blocks in which files begin, and their rows, as far as they are the owner's."""
@@ -111,7 +140,7 @@ class PackRead:
     def _table(self, manifest: Manifest, rows: Rows, data: Sequence[Buffer]) -> pa.Table:
         columns = {"bytes": _binary_array(data)}
         if self.include_paths:
-            inside = manifest.directory.path.removeprefix(self.wanted.path).lstrip("/")
+            inside = self.below(manifest)
             columns["path"] = pa.array([paths.join(inside, name) for name in names_of(manifest, rows)], pa.string())
         return pa.table(columns)
 
@@ -119,18 +148,15 @@ class PackRead:
 class PackSource(Datasource):
     """Files as a Ray Data source: all of them, or one worker's."""
 
-    def __init__(
-        self, files: Files, *, include_paths: bool, owner: str | None = None, workers: Sequence[Worker] = ()
-    ) -> None:
+    def __init__(self, files: Files, read: PackRead) -> None:
+        """``read``: what its tasks are to be, but for their parts."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._files = files
-        self._include_paths = include_paths
-        self._owner = owner
-        self._workers = tuple(workers)
+        self._read = read
         self._share = 1.0
-        if owner is not None:
-            capacity = {worker.worker_id: worker.capacity_bytes for worker in workers}
-            self._share = capacity[owner] / max(1, sum(capacity.values()))
+        if read.owner is not None:
+            capacity = {worker.worker_id: worker.capacity_bytes for worker in read.workers}
+            self._share = capacity[read.owner] / max(1, sum(capacity.values()))
         self._size_bytes = files.selection.size_bytes
 
     def get_name(self) -> str:
@@ -158,24 +184,14 @@ class PackSource(Datasource):
         selection = self._files.selection
         parts = [(selection.manifests[part], rows) for part, rows in selection.between(start, stop)]
         size_bytes = sum(int(sizes_of(manifest, rows).sum()) for manifest, rows in parts)
-        read = PackRead(
-            self._files.wanted,
-            tuple(Part.of(manifest.directory.dir_id, rows) for manifest, rows in parts),
-            self._include_paths,
-            self._owner,
-            self._workers,
-        )
+        read = replace(self._read, parts=tuple(Part.of(manifest.directory.dir_id, rows) for manifest, rows in parts))
         about = BlockMetadata(
-            num_rows=stop - start if self._owner is None else None,
+            num_rows=read.row_count(stop - start),
             size_bytes=int(size_bytes * self._share),
             input_files=None,
             exec_stats=None,
         )
-        return ReadTask(read, about, schema=self._schema(), per_task_row_limit=row_limit)
-
-    def _schema(self) -> pa.Schema:
-        columns = [("bytes", pa.binary())]
-        return pa.schema([*columns, ("path", pa.string())] if self._include_paths else columns)
+        return ReadTask(read, about, schema=read.schema(), per_task_row_limit=row_limit)
 
 
 @lru_cache(maxsize=4)

@@ -123,6 +123,8 @@ class Wanted:
     """Directory inside the dataset."""
     pattern: str
     change: int
+    without: str = ""
+    """A directory whose files are not meant, as ``dataset/path``."""
     job: str = ""
     """Whose reads these are, see core.waits."""
 
@@ -143,19 +145,23 @@ class Files:
 
     @staticmethod
     def select(
-        uri: str, pattern: str = "**", options: Mapping[str, Any] | None = None, change: int | None = None
+        uri: str,
+        pattern: str = "**",
+        options: Mapping[str, Any] | None = None,
+        change: int | None = None,
+        without: str = "",
     ) -> Files:
         """Files below ``uri`` that match ``pattern``, relative to it, now or as of a change number.
 
-        A source that is no dataset yet becomes one; ``options`` are its storage options. Raises InvalidInput, NotFound,
-        NotADirectory, and what listing a source raises.
+        A source that is no dataset yet becomes one; ``options`` are its storage options. ``without``: see Wanted.
+        Raises InvalidInput, NotFound, NotADirectory, and what listing a source raises.
         """
         cluster = current()
         dataset, path = locate(cluster, uri, options)
         pinned = cluster.view(True if change is None else change).change
         assert pinned is not None
         job = cluster.reader.waits.name.job
-        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned, job)
+        wanted = Wanted(cluster.portable_settings, dataset.name, dataset.source, path, pattern, pinned, without, job)
         return Files(wanted, _select(cluster, wanted))
 
     def __len__(self) -> int:
@@ -264,4 +270,5 @@ def locate(cluster: Cluster, uri: str, options: Mapping[str, Any] | None) -> tup
 def _select(cluster: Cluster, wanted: Wanted) -> Selection:
     namespace = Namespace(cluster.master, wanted.change)
     uri = f"{paths.RAYCACHE_SCHEME}://{paths.join(wanted.name, wanted.path)}"
-    return Selection.of(namespace, uri, wanted.pattern)
+    found = Selection.of(namespace, uri, wanted.pattern)
+    return found.without(wanted.without.partition("/")[2]) if wanted.without.startswith(f"{wanted.name}/") else found

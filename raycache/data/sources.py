@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycache.actors.cluster import Cluster, current
 from raycache.core import paths, values
-from raycache.data.packs import PackSource
+from raycache.data.packs import PackRead, PackSource
 from raycache.data.routes import Files, locate
 from raycache.errors import NotADirectory
 from raycache.fsspec import RaycacheFileSystem
@@ -34,17 +34,22 @@ def read_whole_files(
 ) -> Dataset:
     """See ``raycache.data.read_files``."""
     files = Files.select(uri, pattern, options, change)
+    return read_packs(files, PackRead(files.wanted, (), include_paths), arguments)
+
+
+def read_packs(files: Files, read: PackRead, arguments: Mapping[str, Any]) -> Dataset:
+    """Files, in tasks that are like ``read``, on the nodes that keep them."""
     known = current().pool.workers(refresh=True)
     workers = [replace(worker, local=False) for worker in known if not worker.draining]
     placed = {"ray_remote_args", "label_selector"} & set(arguments)
     if len(workers) <= 1 or len(workers) > READS_MAX or placed:
-        whole: Dataset = ray.data.read_datasource(PackSource(files, include_paths=include_paths), **arguments)
+        whole: Dataset = ray.data.read_datasource(PackSource(files, read), **arguments)
         return whole
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)
         reads = [
             ray.data.read_datasource(
-                PackSource(files, include_paths=include_paths, owner=worker.worker_id, workers=workers),
+                PackSource(files, replace(read, owner=worker.worker_id, workers=tuple(workers))),
                 ray_remote_args={"scheduling_strategy": _rather_on(worker.node_id)},
                 **arguments,
             )

@@ -132,7 +132,7 @@ def test_a_snapshot_is_read_by_every_task(cache: Any, object_store: ObjectStoreS
 @pytest.mark.parametrize("parallelism", [1, 3, 1000])
 def test_tasks_have_every_file_once_and_whole_packs(cache: Any, parallelism: int) -> None:
     files = Files.select(f"s3://{BUCKET}/train")
-    tasks = PackSource(files, include_paths=True).get_read_tasks(parallelism)
+    tasks = PackSource(files, PackRead(files.wanted, (), True)).get_read_tasks(parallelism)
     assert len(tasks) <= parallelism
     assert sum(task.metadata.num_rows for task in tasks) == len(files)
     assert sum(task.metadata.size_bytes for task in tasks) == files.selection.size_bytes
@@ -157,7 +157,7 @@ def test_each_pack_is_read_by_the_worker_that_owns_it_and_by_no_other(cache: Any
     workers = [Worker(name, capacity) for name, capacity in (("a", 1), ("b", 2), ("c", 1))]
     shares = {}
     for worker in workers:
-        source = PackSource(files, include_paths=True, owner=worker.worker_id, workers=workers)
+        source = PackSource(files, PackRead(files.wanted, (), True, worker.worker_id, tuple(workers)))
         tables = [table for task in source.get_read_tasks(4) for table in task.read_fn()]
         shares[worker.worker_id] = [path for table in tables for path in table["path"].to_pylist()]
         assert source.estimate_inmemory_data_size() == files.selection.size_bytes * worker.capacity_bytes // 4
