@@ -38,7 +38,8 @@ def preprocess(mountpoint: Path, scratch: Path) -> str:
     done = subprocess.run(
         [*job, str(mountpoint / "train"), str(mountpoint / SPECTRA), str(scratch)],
         capture_output=True, text=True, timeout=JOB_S, check=False,
-        env={**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(scratch)},
+        env={**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(scratch),
+             "PYSPARK_PYTHON": sys.executable},
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"Spark failed:\n{done.stderr}")

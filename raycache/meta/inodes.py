@@ -397,7 +397,7 @@ class Inodes:
     def touch(self, folder: Folder) -> None:
         """What the manifest of a directory shows has changed."""
         self.db.execute(
-            "INSERT INTO touched (dir_id, since_ns) VALUES (?, ?) ON CONFLICT DO UPDATE SET changes = changes + 1",
+            "INSERT INTO touched (dir_id, since_ns) VALUES (?, ?) ON CONFLICT DO UPDATE SET changes = random()",
             (folder.dir_id, self.now_ns),
         )
 

@@ -205,7 +205,7 @@ CREATE TABLE orphans (                    -- inodes without a name that a mount 
 CREATE TABLE touched (                    -- directories whose published manifest is behind their entries
     dir_id   INTEGER PRIMARY KEY,
     since_ns INTEGER NOT NULL,            -- when the first change came that is not published
-    changes  INTEGER NOT NULL DEFAULT 1   -- how many came since: whether more did while a version was made
+    changes  INTEGER NOT NULL DEFAULT (random()) -- another with each: whether more came while a version was made
 );
 
 CREATE TABLE pending (                    -- what the source has not got yet: for each path, what it is to be last

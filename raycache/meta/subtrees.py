@@ -159,7 +159,7 @@ def move_paths(tree: Inodes, dataset: str, old: bytes, new: bytes) -> None:
     db, here = tree.db, within(dataset, old)
     db.execute(
         f"INSERT INTO touched (dir_id, since_ns) SELECT d.dir_id, ?5 FROM directories d {_WITHIN}"
-        " ON CONFLICT DO UPDATE SET changes = changes + 1",
+        " ON CONFLICT DO UPDATE SET changes = random()",
         (*here, tree.now_ns),
     )
     db.execute(

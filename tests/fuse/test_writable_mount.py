@@ -299,7 +299,7 @@ def test_rsync_finds_nothing_to_do_the_second_time(mount: Mount, tmp_path: Path)
 
 @pytest.mark.parametrize("killed", [False, True], ids=["served", "killed"])
 def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Path, killed: bool) -> None:
-    mounted, local = mount(), tmp_path / "local"
+    mounted, local = mount(allow_other=True), tmp_path / "local"
     local.mkdir()
     program = subprocess.Popen(
         [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else "20", "40"],

@@ -92,7 +92,17 @@ def verdict(writer: Writer, name: str, last: int | None, begun: list[int], found
     # POSIX: a file is there from open on. Who wants all or nothing moves it to its name, as the others do.
     if last is None and name.startswith("direct-") and body(writer.seed, begun[0]).startswith(found):
         return "begun"
-    return f"wrong: {len(found)} bytes that are none of {last}, {begun}"
+    differ = differences(found, body(writer.seed, begun[-1])) if begun else ""
+    return f"wrong: {len(found)} bytes that are none of {last}, {begun}; {differ}"
+
+
+def differences(found: bytes, wanted: bytes) -> str:
+    """Where two files differ, in pages, for whoever looks for the cause."""
+    pages = [
+        at for at in range(0, max(len(found), len(wanted)), 4096) if found[at : at + 4096] != wanted[at : at + 4096]
+    ]
+    zeros = sum(not any(found[at : at + 4096]) for at in pages)
+    return f"of {len(wanted)} wanted; {len(pages)} pages differ, {zeros} are zeros, from {pages[0]} to {pages[-1]}"
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
     python twins.py LOCAL MOUNTED EXAMPLES STEPS [SEED]
 
-The steps are drawn by Hypothesis, which makes the shortest it can of those that end in a difference. Prints the seed on
-the first line, and how many steps there were on the last.
+Needs root, which takes the part of several users. The steps are drawn by Hypothesis, which makes the shortest it can of
+those that end in a difference. Prints the seed on the first line, and how many steps there were on the last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import random
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ names = st.sampled_from(["a", "b", "c"])
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 offsets = st.sampled_from([0, 1, 10, 4095, 4096, 5000, 70_000])
 sizes = st.sampled_from([0, 1, 100, 4096, 9000, 140_000])
+users = st.sampled_from([0, 0, 1000, 1001])
 modes = st.sampled_from([0o644, 0o600, 0o755, 0o4755, 0o2770, 0o000])
 flag_sets = st.sampled_from(
     [
@@ -59,6 +61,18 @@ def outcome(call: Callable[[], Any]) -> Any:
         return f"errno {error.errno}"
 
 
+@contextmanager
+def acting_as(user: int) -> Iterator[None]:
+    """As a user of the same number as their group, who is in no other; 0 is root."""
+    os.setegid(user)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
 def rename_with(old: str, new: str, flags: int) -> int:
     """renameat2(2)."""
     done: int = LIBC.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)
@@ -80,7 +94,12 @@ def seen(root: str) -> dict[str, Any]:
         for name in sorted(below + files):
             path = os.path.join(directory, name)
             info = os.lstat(path)
-            about: list[Any] = [oct(info.st_mode), inodes.setdefault(info.st_ino, path.removeprefix(root))]
+            about: list[Any] = [
+                oct(info.st_mode),
+                info.st_uid,
+                info.st_gid,
+                inodes.setdefault(info.st_ino, path.removeprefix(root)),
+            ]
             if stat.S_ISREG(info.st_mode):
                 about += [info.st_nlink, info.st_size, Path(path).read_bytes()]
             elif stat.S_ISLNK(info.st_mode):
@@ -106,21 +125,30 @@ class Twins(RuleBasedStateMachine):
             Path(f"{root}/a").write_bytes(some_bytes(10_000, 1))
             os.link(f"{root}/a", f"{root}/b/b")
             Path(f"{root}/b/a").write_bytes(b"few")
+            for directory in (".", "b", "c"):
+                os.chmod(f"{root}/{directory}", 0o777)
+        self.user = 0
         self.open = [[os.open(f"{root}/{path}", os.O_RDWR) for root in self.here] for path in ("a", "b/a")]
 
     def both(self, call: Callable[[str], Any]) -> None:
         """Do something in each directory: it must come to the same, and leave the same behind."""
         next(_steps)
-        local, mounted = (outcome(lambda: call(root)) for root in self.here)  # noqa: B023
+        local, mounted = (self.outcome_in(root, call) for root in self.here)
         assert mounted == local, f"{mounted!r} in the mount, {local!r} locally"
         self.compare()
+
+    def outcome_in(self, root: str, call: Callable[[str], Any]) -> Any:
+        os.chdir(root)  # no other user needs to get through what is above it
+        with acting_as(self.user):
+            return outcome(lambda: call("."))
 
     def both_open(self, which: int, call: Callable[[int], Any]) -> None:
         """The same with a file that is open, if any is."""
         if not self.open:
             return
         next(_steps)
-        local, mounted = (outcome(lambda: call(fd)) for fd in self.open[which % len(self.open)])  # noqa: B023
+        with acting_as(self.user):
+            local, mounted = (outcome(lambda: call(fd)) for fd in self.open[which % len(self.open)])  # noqa: B023
         assert mounted == local, f"{mounted!r} in the mount, {local!r} locally"
         self.compare()
 
@@ -128,9 +156,25 @@ class Twins(RuleBasedStateMachine):
         local, mounted = (seen(root) for root in self.here)
         assert mounted == local
 
+    @rule(user=users)
+    def become(self, user: int) -> None:
+        self.user = user
+
+    @rule(path=paths, user=users, group=users)
+    def chown(self, path: str, user: int, group: int) -> None:
+        self.both(lambda root: os.chown(f"{root}/{path}", user, group, follow_symlinks=False))
+
+    @rule(path=paths, mode=st.integers(0, 7))
+    def access(self, path: str, mode: int) -> None:
+        self.both(lambda root: os.access(f"{root}/{path}", mode, effective_ids=True))
+
+    @rule(path=paths)
+    def listdir(self, path: str) -> None:
+        self.both(lambda root: sorted(os.listdir(f"{root}/{path}")))
+
     @rule(path=paths, mode=modes)
     def mkdir(self, path: str, mode: int) -> None:
-        self.both(lambda root: os.mkdir(f"{root}/{path}", mode | 0o700))
+        self.both(lambda root: os.mkdir(f"{root}/{path}", mode))
 
     @rule(path=paths)
     def rmdir(self, path: str) -> None:
@@ -154,7 +198,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(path=paths, mode=modes)
     def chmod(self, path: str, mode: int) -> None:
-        self.both(lambda root: os.chmod(f"{root}/{path}", mode | 0o700))
+        self.both(lambda root: os.chmod(f"{root}/{path}", mode))
 
     @rule(path=paths, size=sizes)
     def write_whole(self, path: str, size: int) -> None:
@@ -187,7 +231,7 @@ class Twins(RuleBasedStateMachine):
         fds: list[int] = []
 
         def call(root: str) -> bool:
-            fds.append(os.open(f"{root}/{path}", flags, mode | 0o600))
+            fds.append(os.open(f"{root}/{path}", flags, mode))
             return True
 
         self.both(call)
@@ -257,6 +301,7 @@ class Twins(RuleBasedStateMachine):
         while self.open:
             for fd in self.open.pop():
                 os.close(fd)
+        os.chdir("/")
         for root in self.here:
             shutil.rmtree(root)
 
@@ -283,4 +328,5 @@ def main(local: str, mounted: str, examples: str, steps: str, number: str = "") 
 
 if __name__ == "__main__":
     os.umask(0o022)
+    os.setgroups([])
     main(*sys.argv[1:])

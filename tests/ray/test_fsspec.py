@@ -14,11 +14,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.tests import abstract
 
 import raycache
 from raycache.errors import Exists, IsADirectory, NotEmpty, NotFound, ReadOnly
 from raycache.fsspec import RaycacheFileSystem
+
+pytest.register_assert_rewrite("fsspec.tests.abstract")  # so that a failure says what was found
+from fsspec.tests import abstract  # noqa: E402
 
 
 @pytest.fixture

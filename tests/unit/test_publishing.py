@@ -252,6 +252,25 @@ def test_a_refresh_that_comes_between_makes_it_try_again(cache: Cache) -> None:
     assert shown(cache) == {"a": 10, "b": 10, "new": 5, "outside": 3, "sub": None}
 
 
+def test_what_comes_after_a_first_listing_is_not_taken_for_shown_by_an_earlier_look(cache: Cache) -> None:
+    publisher = Publisher(cache.catalog)
+    work = publisher._made
+
+    def overtaken(upper: Any) -> Any:
+        made = work(upper)
+        if upper.path == "made":
+            publisher._made = work  # type: ignore[method-assign]
+            assert shown(cache, "made") == {}, "which leaves nothing to be published"
+            put(cache, "made/late")
+        return made
+
+    publisher._made = overtaken  # type: ignore[method-assign]
+    cache.tree.mkdir(ROOT, b"made", 0o755, 0, 0)
+    publisher.step()
+    publisher.publish([manifest(cache, "made").directory.dir_id])
+    assert shown(cache, "made") == {"late": 5}
+
+
 # Refresh.
 
 
