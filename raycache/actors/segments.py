@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -41,20 +42,23 @@ class RemoteSegments:
 
     def homes(self) -> Sequence[Home]:
         """See SegmentCalls."""
-        workers = self._workers(False)
-        here = [worker for worker in workers if worker.local and not worker.draining] or [
-            worker for worker in workers if not worker.draining
-        ]
-        homes: list[Home] = []
-        lost: WorkerLost | None = None
-        for worker in here:
-            try:
-                homes.append(self._call(worker.worker_id, "segment_home", METHOD_TIMEOUT_S))
-            except WorkerLost as error:
-                lost = error
-        if not homes:
+        workers = [worker for worker in self._workers(False) if not worker.draining]
+        here = [worker for worker in workers if worker.local]
+        elsewhere = [worker for worker in workers if not worker.local]
+        found = self._homes_of(here)
+        if not any(home.directory for home in found):
+            # None here can be written to, or what is known of them is old.
+            found += self._homes_of(elsewhere)
             self._workers(True)
-            raise lost or WorkerLost("no worker lives; try again")
+        if not found:
+            raise WorkerLost("no worker lives; try again")
+        return found
+
+    def _homes_of(self, workers: Sequence[Worker]) -> list[Home]:
+        homes: list[Home] = []
+        for worker in workers:
+            with suppress(WorkerLost):
+                homes.append(self._call(worker.worker_id, "segment_home", METHOD_TIMEOUT_S))
         return homes
 
     def places(self, segments: Sequence[str]) -> Sequence[Sequence[str]]:

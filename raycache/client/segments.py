@@ -93,7 +93,7 @@ class SegmentCalls(Holders, Protocol):
     """Calls to master and workers. All raise WorkerLost, and Unavailable where the master is away."""
 
     def homes(self) -> Sequence[Home]:
-        """Where the workers of this node keep segments; those of all nodes when there is none here."""
+        """Where the workers of this node keep segments; of all nodes when none here can be written to."""
         ...
 
     def moved(self, dataset: str, extents: Sequence[Extent]) -> Sequence[Sequence[Extent]]:
