@@ -87,7 +87,7 @@ def cached(
     Raises InvalidInput (among others: no key can be made of the code), NotFound, NotADirectory; a task raises what
     reading, computing or writing raises, and the results of its pack are then not there.
     """
-    from raycache.data.cached import read_cached
+    from raycache.data.results import read_cached
 
     return read_cached(
         uri, transform, to, key=key, pattern=pattern, include_paths=include_paths, batch_format=batch_format,
