@@ -5,7 +5,8 @@ responsible for: committing (``writing``), segments, or how a commit becomes vis
 
 Invariants
 * A draft is seen by nobody until it is closed, and then as a whole. One that ends otherwise - an exception in its
-  ``with``, ``discard()``, or being forgotten - leaves nothing.
+  ``with``, a write that failed, ``discard()``, or being forgotten - leaves nothing. Buffers above it write when they
+  are closed, and close it whether that went well or not: a draft that lacks a part must not become a file.
 * What is read from a draft in an updating mode is what will be committed: own bytes over the version that was opened.
 
 Threading: a draft is for one thread at a time, as the builtin's files are.
@@ -81,6 +82,8 @@ class Draft(io.RawIOBase):
         self._owner = owner
         self._writer: Writer | None = None
         self._discarded = False
+        self._failed: BaseException | None = None
+        """Why it lacks a part of what was to be written."""
         self._request_id = uuid.uuid4().hex
 
     def readable(self) -> bool:
@@ -110,12 +113,16 @@ class Draft(io.RawIOBase):
         return self._position
 
     def write(self, data: Any) -> int:
-        """See io.RawIOBase.write: all of it is taken. Raises NoSpace, Unavailable."""
+        """See io.RawIOBase.write: all of it is taken. Raises NoSpace, Unavailable; closing then raises it again."""
         self._check_open()
         view = memoryview(data).cast("B")
         if "a" in self.mode:
             self._position = self._extents.size_bytes
-        self._put(self._position, view)
+        try:
+            self._put(self._position, view)
+        except BaseException as error:
+            self._failed = error
+            raise
         self._position += len(view)
         return len(view)
 
@@ -161,17 +168,25 @@ class Draft(io.RawIOBase):
             self._owner.commit([self])
 
     def close(self) -> None:
-        """Make it a file, unless it was discarded. Raises what TreeApi.put and commit raise; then there is none."""
+        """Make it a file, unless it was discarded. Raises what TreeApi.put and commit raise, and what a write raised;
+        then there is none."""
         if self.closed:
             return
         super().close()
-        if not self._discarded and not self.options.wait:
+        if self._discarded:
+            return
+        if self._failed is not None:
+            self.settle(committed=False)
+            raise self._failed
+        if not self.options.wait:
             self._owner.commit([self])
 
     def verb(self) -> Verb | None:
         """What has to be asked of the master for it to become a file; None when it is as it was."""
         if self._discarded or not self._changed:
             return None
+        if self._failed is not None:
+            raise self._failed
         if len(self._extents) > EXTENTS_MAX:
             self._gather()
         segments: Sequence[Segment] = ()

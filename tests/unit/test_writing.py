@@ -28,6 +28,7 @@ from raycache.errors import (
     NotFound,
     ReadOnly,
     Refused,
+    WorkerLost,
 )
 from raycache.testing.inprocess import InProcessCache
 
@@ -262,6 +263,37 @@ def test_a_file_that_there_is_no_room_for_leaves_nothing(tmp_path: Path) -> None
             file.write(bytes(1 << 21))
         assert cache.files.listdir(ROOT) == []
         assert segments(cache) == 0
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab", "r+b", "w"])
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_what_could_not_be_written_whole_leaves_what_was_there(
+    cache: InProcessCache, files: FileSystem, monkeypatch: pytest.MonkeyPatch, mode: str, size: int
+) -> None:
+    """Few bytes wait in a buffer until the file is closed: it is the close that fails, and it must not make a file."""
+    files.writing.write_many({f"{ROOT}/f": b"before"})
+
+    def fails() -> Any:
+        raise WorkerLost("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.segments, "writer", fails)
+        with pytest.raises(WorkerLost), files.open(f"{ROOT}/f", mode) as file:
+            file.write("x" * size if mode == "w" else b"x" * size)
+        kept = files.open(f"{ROOT}/f", mode)
+        with contextlib.suppress(WorkerLost):
+            kept.write("x" * size if mode == "w" else b"x" * size)
+        with pytest.raises(WorkerLost):
+            kept.close()
+        waits = files.writing.open(f"{ROOT}/new", "wb", drafts.Options(wait=True))
+        with pytest.raises(WorkerLost):
+            waits.write(b"x")
+        with pytest.raises(WorkerLost):
+            waits.close()
+        with pytest.raises(WorkerLost):
+            files.writing.commit([waits])
+    assert read(files, "f") == b"before"
+    assert not files.exists(f"{ROOT}/new")
 
 
 def test_scattered_writes_are_gathered_when_they_are_too_many(
