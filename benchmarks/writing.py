@@ -4,6 +4,9 @@ All but ext4 keep their data in the same S3 server. raycache persists in the bac
 as do JuiceFS with write-back and rclone; JuiceFS without it uploads before ``close`` returns. Before each measurement
 everybody has brought to S3 what it had. ext4 is what the machine can do.
 
+``source``: what ``raycache.write_many`` writes until it has returned, and until S3 has it, beside obstore's own ``put``
+from as many threads as a worker of the cache uses.
+
 Rounds are interleaved. Programs that write are processes of their own: threads of one interpreter would wait for each
 other more than for a file system.
 """
@@ -20,13 +23,16 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import obstore.store
 import peers
 import report
 import workload
 
+from raycache.config import load_settings
 from raycache.testing import ObjectStoreServer
 
 LARGE_BYTES = 1 << 30
@@ -35,7 +41,14 @@ SMALL_FILES = 4000
 WRITERS = (1, 8)
 DIRECTORIES = 100
 RACE_S = 600.0
-TITLES = {"large": "one large file", "small": "small files", "rename": "a tree is moved"}
+SOURCE_CASES = {"4 KiB": (4096, 4000), "100 KB": (100_000, 4000), "64 MiB": (64 << 20, 16)}
+"""Bytes of a file, and files."""
+TITLES = {
+    "large": "one large file",
+    "small": "small files",
+    "rename": "a tree is moved",
+    "source": "through the API, to S3",
+}
 Found = dict[str, list[float]]
 WRITER = """
 import json, os, sys, time
@@ -55,7 +68,7 @@ def main() -> None:
     """Measure and write RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="large,small,rename", help="which parts, comma separated")
+    parser.add_argument("--parts", default="large,small,rename,source", help="which parts, comma separated")
     parser.add_argument("--who", default=",".join(MOUNTS), help="which file systems, comma separated")
     parser.add_argument("--files", type=int, default=100_000, help="files of the tree that is moved")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
@@ -93,8 +106,10 @@ def main() -> None:
 class Place:
     """A file system that is written to."""
 
-    def __init__(self, root: Path, settle: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, root: Path, settle: Callable[[], object] = lambda: None, uri: str = "") -> None:
         self.root = root
+        self.uri = uri
+        """Of the bucket that it writes to, where files can be written by URI."""
         self.settle = settle
         """Returns when nothing is on its way to S3 any more."""
 
@@ -111,13 +126,13 @@ def raycache_written(server: ObjectStoreServer, home: Path) -> Iterator[Place]:
     """A fresh cache, and a mount of a new bucket."""
     import raycache
     from raycache.actors.cluster import current
-    from raycache.config import load_settings
 
     bucket, root = f"raycache-{home.parent.name}", home / "mnt"
     server.create_bucket(bucket)
     root.mkdir(parents=True)
     with raycache.mount(f"s3://{bucket}", root, mode="w"):
-        yield Place(root, lambda: current(load_settings()).persisting.persist(f"s3://{bucket}", RACE_S))
+        uri = f"s3://{bucket}"
+        yield Place(root, lambda: current(load_settings()).persisting.persist(uri, RACE_S), uri)
     raycache.shutdown()
 
 
@@ -208,7 +223,10 @@ def small_files(places: dict[str, Place], arguments: argparse.Namespace) -> Foun
                 place.settle()
                 root = place.root / f"small-{writers}-{number}"
                 root.mkdir()
-                found[f"{who}, {writers} writers"].append(create(root, SMALL_FILES, writers))
+                try:
+                    found[f"{who}, {writers} writers"].append(create(root, SMALL_FILES, writers))
+                except ValueError as error:
+                    raise RuntimeError(f"{who}: a program that writes has ended with an error") from error
         print(f"round {number + 1}", flush=True)
     return dict(found)
 
@@ -247,6 +265,31 @@ def moved_tree(places: dict[str, Place], arguments: argparse.Namespace) -> Found
         if listed.stdout.count(b"\n") != arguments.files:
             raise RuntimeError(f"{who} does not show every file of the tree that was moved")
         print(f"{who}: {found[f'{who}, seconds']}", flush=True)
+    return dict(found)
+
+
+def to_source(places: dict[str, Place], arguments: argparse.Namespace) -> Found:
+    """Files per second, written by URI, and put straight into the bucket."""
+    import raycache
+
+    place = places["raycache"]
+    store = obstore.store.from_url(place.uri, client_options={"allow_http": True})
+    found: Found = defaultdict(list)
+    for number in range(arguments.rounds):
+        for case, (size_bytes, count) in SOURCE_CASES.items():
+            data = os.urandom(size_bytes)
+            place.settle()
+            began = time.perf_counter()
+            raycache.write_many((f"{place.uri}/{case}-{number}/{each:06d}", data) for each in range(count))
+            found[f"acknowledged, {case}"].append(count / (time.perf_counter() - began))
+            place.settle()
+            found[f"in S3, {case}"].append(count / (time.perf_counter() - began))
+            paths = [f"straight/{case}-{number}/{each:06d}" for each in range(count)]
+            began = time.perf_counter()
+            with ThreadPoolExecutor(load_settings().persist_concurrency) as pool:
+                list(pool.map(lambda path, data=data: store.put(path, data), paths))
+            found[f"obstore, {case}"].append(count / (time.perf_counter() - began))
+        print(f"round {number + 1}", flush=True)
     return dict(found)
 
 
@@ -294,11 +337,26 @@ def describe_rename(found: Found, who: Sequence[str], arguments: argparse.Namesp
     return head + report.table(["rename", *who], rows)
 
 
+def describe_source(found: Found, who: Sequence[str], arguments: argparse.Namespace) -> str:
+    """Files per second."""
+    counts = ", ".join(f"{count:,} of {case}" for case, (_, count) in SOURCE_CASES.items())
+    head = (
+        f"Files by `raycache.write_many`: {counts}, {arguments.rounds} rounds side by side; beside it obstore's `put` of"
+        f" the same from {load_settings().persist_concurrency} threads. Files/s, median (range).\n\n"
+    )
+    rows = []
+    for case in SOURCE_CASES:
+        ours, straight = found[f"in S3, {case}"], found[f"obstore, {case}"]
+        rates = [report.spread(found[f"{name}, {case}"], ",.0f") for name in ("acknowledged", "in S3", "obstore")]
+        rows.append([case, *rates, report.spread(report.ratios(ours, straight), ",.2f")])
+    return head + report.table(["files/s", "acknowledged", "in S3", "obstore", "in S3 / obstore"], rows)
+
+
 PARTS: dict[str, Callable[[dict[str, Place], argparse.Namespace], Found]] = {
-    "large": large_file, "small": small_files, "rename": moved_tree,
+    "large": large_file, "small": small_files, "rename": moved_tree, "source": to_source,
 }  # fmt: skip
 DESCRIBE: dict[str, Callable[[Found, Sequence[str], argparse.Namespace], str]] = {
-    "large": describe_large, "small": describe_small, "rename": describe_rename,
+    "large": describe_large, "small": describe_small, "rename": describe_rename, "source": describe_source,
 }  # fmt: skip
 
 if __name__ == "__main__":
