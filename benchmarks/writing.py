@@ -341,8 +341,8 @@ def describe_source(found: Found, who: Sequence[str], arguments: argparse.Namesp
     """Files per second."""
     counts = ", ".join(f"{count:,} of {case}" for case, (_, count) in SOURCE_CASES.items())
     head = (
-        f"Files by `raycache.write_many`: {counts}, {arguments.rounds} rounds side by side; beside it obstore's `put` of"
-        f" the same from {load_settings().persist_concurrency} threads. Files/s, median (range).\n\n"
+        f"Files by `raycache.write_many`: {counts}, {arguments.rounds} rounds side by side; beside it obstore's `put` "
+        f"of the same from {load_settings().persist_concurrency} threads. Files/s, median (range).\n\n"
     )
     rows = []
     for case in SOURCE_CASES:
