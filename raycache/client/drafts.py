@@ -82,6 +82,8 @@ class Draft(io.RawIOBase):
         self._owner = owner
         self._writer: Writer | None = None
         self._discarded = False
+        self.is_synced = options.sync
+        """Whether it is to outlive a power cut once it is closed."""
         self._failed: BaseException | None = None
         """Why it lacks a part of what was to be written."""
         self._request_id = uuid.uuid4().hex
@@ -152,6 +154,7 @@ class Draft(io.RawIOBase):
     def sync(self) -> None:
         """Have what was written on disk. It is visible only when the file is closed. Raises Unavailable, NoSpace."""
         self._check_open()
+        self.is_synced = True
         if self._writer is not None:
             self._writer.sync()
 
@@ -191,7 +194,7 @@ class Draft(io.RawIOBase):
             self._gather()
         segments: Sequence[Segment] = ()
         if self._writer is not None:
-            if self.options.sync:
+            if self.is_synced:
                 self._writer.sync()
             segments = (self._writer.about(),)
         content, now_ns = self._extents.content(), time.time_ns()

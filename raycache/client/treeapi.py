@@ -175,6 +175,11 @@ class TreeApi(Protocol):
         second, later for large directories."""
         ...
 
+    def sync(self) -> None:
+        """Have all that was changed outlive a power cut of the master's machine. In a call with other verbs it comes
+        after them. Without this it is so within seconds. Raises Unavailable."""
+        ...
+
     def extend_segment(self, segment: Segment) -> None:
         """A further copy of a segment, or that a worker has lost it: ``size_bytes`` is -1 then."""
         ...

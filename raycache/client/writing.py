@@ -79,6 +79,8 @@ class Writing:
             # What may be in the catalog is kept: what is not is deleted in time by the worker, who asks the master.
             for draft in drafts:
                 draft.settle(committed=bool(asked))
+        if any(draft.is_synced for draft in drafts):
+            self._tree.sync()
         for write_type in {draft.options.write_type for draft in drafts}:
             mine = [draft.target for draft, _ in asked if draft.options.write_type == write_type]
             self._changing.settled(mine, write_type)
@@ -114,6 +116,8 @@ class Writing:
         finally:
             if writer is not None:
                 writer.release()
+        if options.sync:
+            self._tree.sync()
         self._changing.settled((target for target, _ in placed), options.write_type)
         return len(group)
 

@@ -140,6 +140,10 @@ class TreeVerbs:
         """See TreeApi."""
         return self._ask("publish", list(dir_ids))  # type: ignore[no-any-return]
 
+    def sync(self) -> None:
+        """See TreeApi."""
+        self._ask("sync")
+
     def extend_segment(self, segment: Segment) -> None:
         """See TreeApi."""
         self._change("extend_segment", segment)

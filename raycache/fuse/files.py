@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from raycache.client.namespace import WouldBlock
-from raycache.core.inode import EXTENTS_MAX, Attr, Content, Extent
+from raycache.core.inode import EXTENTS_MAX, Attr, Content, Extent, Verb
 from raycache.core.values import Buffer
 from raycache.errors import Refused, Unavailable
 from raycache.fuse.draftlog import DraftLog, Kind
@@ -187,7 +187,9 @@ class Files:
             raise Unavailable(f"inode {ino:#x}: what was written is lost with the disk that it was on; write it anew")
         draft = self.drafts.find(ino)
         if draft is None:
-            return  # dropped, so it was clean; and what is clean and not held any more was synced long ago
+            if sync:  # it was clean; and what is clean and not held any more has been on disk for long
+                self._master.ask("sync")
+            return
         with draft.committing:
             while len(draft.extents) > EXTENTS_MAX:
                 self._gather(draft)
@@ -198,8 +200,11 @@ class Files:
                 content, mtime_ns = draft.extents.content(), draft.mtime_ns
             self.spool.sync(names)
             if not is_needed:
+                if sync:
+                    self._master.ask("sync")
                 return
-            attr = self._master.ask("commit", ino, content, segments, mtime_ns, request_id=request_id)
+            verbs = [Verb("commit", (ino, content, segments, mtime_ns), request_id)]
+            attr = self._master.ask_all(verbs + [Verb("sync", ())] * sync)[0]
             with draft.lock:
                 draft.attr, draft.fresh_at = attr, self._clock()
                 draft.committed(edits)

@@ -302,6 +302,10 @@ class WritableVfs:
         """A descriptor is closed, or synced. Raises what TreeApi.commit raises."""
         self.files.commit(ino, self._id(request), sync=sync)
 
+    def sync(self) -> None:
+        """Have names and attributes outlive a power cut. Raises Unavailable."""
+        self._master.ask("sync")
+
     def copy(self, ino: int, offset: int, to_ino: int, to_offset: int, length: int, request: str) -> int:
         """See Files.copy."""
         return self.files.copy(ino, offset, to_ino, to_offset, length, self._id(request))

@@ -85,6 +85,7 @@ class WriteSession(Session[Ask]):
             Op.FLUSH: self._flush,
             Op.RELEASE: self._release,
             Op.FSYNC: self._fsync,
+            Op.FSYNCDIR: self._fsyncdir,
             Op.STATFS: self._statfs,
             Op.OPENDIR: self._opendir,
             Op.READDIR: self._readdir,
@@ -369,6 +370,10 @@ class WriteSession(Session[Ask]):
 
     def _fsync(self, ask: Ask) -> Buffer:
         self._vfs.flush(ask.nodeid, _request(ask), sync=True)
+        return b""
+
+    def _fsyncdir(self, ask: Ask) -> Buffer:
+        self._vfs.sync()
         return b""
 
     def _fallocate(self, ask: Ask) -> Buffer:

@@ -31,7 +31,7 @@ import xxhash
 
 from raycache.core import paths
 from raycache.errors import InvalidInput, NotFound, RaycacheError, Unavailable
-from raycache.meta.catalog import Catalog, set_last_id
+from raycache.meta.catalog import NUMBERS_SKIPPED, Catalog, skip_numbers
 from raycache.meta.recovery import move_aside
 from raycache.meta.schema import SCHEMA_VERSION, version_of
 from raycache.ufs.base import UnderFileSystem
@@ -40,8 +40,6 @@ FORMAT = "raycache-backup-1"
 SUFFIX = ".rcbackup"
 KEPT = 3
 """Backups of a catalog that are kept; each new one removes the oldest beyond these."""
-NUMBERS_SKIPPED = 1 << 20
-"""A restored catalog goes on with numbers this much higher: those given out after the backup are in use by mounts."""
 CHUNK_BYTES = 8 * 2**20
 _HEAD_BYTES_MAX = 4096
 _SCRATCH = ".backup-"
@@ -262,8 +260,7 @@ def _read_head(line: bytes, uri: str) -> Head:
 
 def _skip_numbers(copy: Path) -> None:
     with closing(sqlite3.connect(copy)) as db, db:
-        (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'directories'").fetchone()
-        set_last_id(db, last + NUMBERS_SKIPPED)
+        skip_numbers(db)  # those given out after the backup are in use by mounts
         db.execute("UPDATE counters SET value = value + ? WHERE name = 'changes'", (NUMBERS_SKIPPED,))
         db.execute("DELETE FROM requests")  # of clients that talked to another life of this catalog
 

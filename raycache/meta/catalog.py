@@ -3,14 +3,21 @@
 One transaction per verb; WAL, so that a reader never waits for a writer. Nothing secret is ever stored here.
 A verb that changes something may carry the id of the client's request: its reply is then kept with the change, so that
 a client that did not get it and asks again gets the same reply, and nothing is done twice.
+
+What is stored outlives the process at once. A transaction that is not ``durable`` outlives the power only with the next
+one that is, or with ``sync``: what a power cut leaves is what was there at some moment. A catalog that is opened after
+one gives out numbers far above those it knows of, since others may remember what was lost.
+
 Threading: one connection behind one lock; no verb does anything slow inside it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +35,11 @@ from raycache.meta.schema import checksum, migrate
 REQUESTS_KEPT = 262_144
 """Replies kept for clients that ask again, a hundred or two bytes each: more than come in while one client pauses
 before it asks again, when others make 20,000 files a second."""
+
+NUMBERS_SKIPPED = 1 << 20
+"""How much higher a catalog goes on with numbers, of which some that were given out are not in it."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Another one each time that Linux starts."""
 
 Gate = Callable[[str], None]
 """Called with "before commit" and "after commit" of each transaction that changed something. Tests die in it."""
@@ -53,6 +65,7 @@ class Catalog:
         self._path = path
         self._gate = gate
         self._lock = threading.Lock()
+        self._durable = True
 
     @staticmethod
     def open(path: Path | str, gate: Gate | None = None) -> Catalog:
@@ -70,9 +83,8 @@ class Catalog:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             migrate(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
-            # Commits are rare, and one that is lost with the power would give its directory ids out again, which
-            # kernels on other nodes still remember.
             connection.execute("PRAGMA synchronous = FULL")
+            _skip_lost_numbers(connection)
         except sqlite3.DatabaseError as error:
             connection.close()
             raise InvalidInput(
@@ -301,10 +313,26 @@ class Catalog:
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def sync(self) -> None:
+        """Have all that was stored outlive the power. Raises Unavailable."""
+        try:
+            log = os.open(f"{self._path}-wal", os.O_RDONLY)
+        except FileNotFoundError:
+            return  # all of it is in the file itself, or in memory
+        try:
+            os.fsync(log)
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be synced: {error}; what was written since may be lost") from error
+        finally:
+            os.close(log)
+
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; also for verbs that live in a module of their own (``staging``)."""
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction; also for verbs that live in a module of their own. ``durable``: see the module."""
         with self._lock:
+            if durable != self._durable:
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             before = self._connection.total_changes
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -362,6 +390,29 @@ def save_listed(db: sqlite3.Connection, listed: Listed, request_id: str | None =
     about = _put_manifest(db, about, body)
     keep_reply(db, request_id, about.version)
     return about
+
+
+def _skip_lost_numbers(db: sqlite3.Connection) -> None:
+    """If Linux has started since the catalog was opened last, go on with higher numbers.
+
+    Versions and changes are not among what may be lost: publishing is durable.
+    """
+    boot = uuid.UUID(BOOT_ID.read_text().strip()).int >> 65
+    before = db.execute("SELECT value FROM counters WHERE name = 'boot'").fetchone()
+    if before == (boot,):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    if before is not None:
+        skip_numbers(db)
+        db.execute("UPDATE counters SET value = value + ? WHERE name = 'inos'", (NUMBERS_SKIPPED,))
+    db.execute("INSERT OR REPLACE INTO counters VALUES ('boot', ?)", (boot,))
+    db.execute("COMMIT")
+
+
+def skip_numbers(db: sqlite3.Connection) -> None:
+    """Go on with higher numbers of directories; part of a transaction."""
+    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'directories'").fetchone()
+    set_last_id(db, last + NUMBERS_SKIPPED)
 
 
 def set_last_id(db: sqlite3.Connection, last: int) -> None:

@@ -256,6 +256,7 @@ CREATE TABLE gone (                       -- objects of sources that are put ove
     UNIQUE (dataset, path, etag)
 );
 INSERT INTO counters VALUES ('inos', 1);  -- last number given out for what is made here; none comes twice
+-- 'boot', beside it, is of the start of Linux that the catalog was opened in last.
 """
 
 _LET_GO = """

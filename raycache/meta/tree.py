@@ -60,7 +60,10 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "set_write_type": committing.set_write_type,
     "discard_conflicts": conflicts.discard_conflicts,
 }
-PUBLISH = "publish"
+PUBLISH, SYNC = "publish", "sync"
+"""Done when what the others of their call did is stored."""
+DURABLE = {"let_go_segments", "discard_conflicts", "set_write_type"}
+"""Changes after which something is deleted that could not be had back, or that others were promised."""
 MAKERS = ("mknod", "symlink", "put")
 """Verbs that make an inode, or may."""
 LOADS_MAX = 4096
@@ -94,7 +97,7 @@ class Tree(TreeVerbs):
         for _ in range(LOADS_MAX):
             missing: dict[int, bool] = {}
             try:
-                with self._catalog.transaction() as db:
+                with self._catalog.transaction(durable=not DURABLE.isdisjoint(verb.name for verb in verbs)) as db:
                     inodes = Inodes(db, self._lowers, held, self._now_ns())
                     inodes.take_inos(sum(verb.name in MAKERS for verb in verbs))
                     replies: dict[str, Any] = {}
@@ -111,11 +114,13 @@ class Tree(TreeVerbs):
         raise Unavailable("the directories that this is about keep changing; try again")
 
     def _after(self, verb: Verb, answer: Any | Failed) -> Any | Failed:
-        """The answer of a verb that is done when what the others of its call did is stored."""
-        if verb.name != PUBLISH:
+        if verb.name not in (PUBLISH, SYNC):
             return answer
         try:
-            return self._publish(*verb.args)
+            if verb.name == PUBLISH:
+                return self._publish(*verb.args)
+            self._catalog.sync()
+            return None
         except RaycacheError as error:
             return Failed(error)
 
@@ -124,7 +129,7 @@ def _answer(inodes: Inodes, verb: Verb, replies: dict[str, Any], missing: dict[i
     """What a verb answers, or what it was refused for. Of a change it joins ``replies``; what a verb needs and is not
     there joins ``missing``, and the answer means nothing then."""
     try:
-        if verb.name == PUBLISH:
+        if verb.name in (PUBLISH, SYNC):
             return None
         if verb.name in QUESTIONS:
             return QUESTIONS[verb.name](inodes, *verb.args)

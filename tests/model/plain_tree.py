@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -83,6 +84,8 @@ class PlainTree:
         folder = self.folder(path[:-1])
         if path[-1] in folder.entries:
             raise Fails(errno.EEXIST)
+        if node.kind == "dir":
+            node.mode |= folder.mode & stat.S_ISGID
         folder.entries[path[-1]] = node
 
     def link(self, source: Path, path: Path) -> None:
@@ -122,7 +125,7 @@ class PlainTree:
         """Make or replace a file, with its directories."""
         folder = self.root
         for name in path[:-1]:
-            folder = folder.entries.setdefault(name, Node("dir", 0o755))
+            folder = folder.entries.setdefault(name, Node("dir", 0o755 | folder.mode & stat.S_ISGID))
             if folder.kind != "dir":
                 raise Fails(errno.ENOTDIR)
         if (node := folder.entries.get(path[-1])) is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import sqlite3
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,8 +21,9 @@ from raycache.core import archive
 from raycache.core.listing import LISTING_SCHEMA, build
 from raycache.core.manifest import Directory, Manifest
 from raycache.errors import InvalidInput, NotFound, Unavailable
+from raycache.meta import catalog as catalog_module
 from raycache.meta import schema
-from raycache.meta.catalog import REQUESTS_KEPT, Catalog
+from raycache.meta.catalog import NUMBERS_SKIPPED, REQUESTS_KEPT, Catalog
 from raycache.meta.lock import CatalogLock
 from raycache.meta.metadata import Metadata
 from raycache.meta.schema import MIGRATIONS, SCHEMA_VERSION
@@ -262,3 +266,48 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
         Catalog.open(tmp_path / "none" / "catalog.db")
     with pytest.raises(Unavailable, match="state directory"):
         CatalogLock.take(tmp_path / "none" / "catalog.db")
+
+
+def test_what_need_not_outlive_the_power_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog.open(tmp_path / "catalog.db")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    levels = []
+    for durable in (False, True, True, False):
+        with catalog.transaction(durable=durable) as db:
+            levels.append(db.execute("PRAGMA synchronous").fetchone()[0])
+            db.execute("UPDATE counters SET value = value + 1 WHERE name = 'inos'")
+    assert levels == [1, 2, 2, 1], "NORMAL and FULL"
+    assert synced == []
+    catalog.sync()
+    assert synced == [str(tmp_path / "catalog.db-wal")]
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(Unavailable, match="cannot be synced"):
+        catalog.sync()
+    catalog.close()
+    Catalog.open(":memory:").sync()
+
+
+def test_after_a_power_cut_no_number_comes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbers() -> tuple[int, int]:
+        """The next directory, and the last file made here."""
+        catalog = Catalog.open(tmp_path / "catalog.db")
+        (dir_id,) = catalog.number_directories("train", [uuid.uuid4().hex])
+        with catalog.transaction() as db:
+            (ino,) = db.execute("SELECT value FROM counters WHERE name = 'inos'").fetchone()
+        catalog.close()
+        return dir_id, ino
+
+    catalog = Catalog.open(tmp_path / "catalog.db")
+    catalog.add_dataset("train", "s3://bucket/train", 5)
+    catalog.close()
+    dir_id, ino = numbers()
+    assert numbers() == (dir_id + 1, ino), "only the process has ended"
+    (tmp_path / "boot_id").write_text(f"{uuid.uuid4()}\n")
+    monkeypatch.setattr(catalog_module, "BOOT_ID", tmp_path / "boot_id")
+    assert numbers() == (dir_id + 1 + NUMBERS_SKIPPED + 1, ino + NUMBERS_SKIPPED)
+    assert numbers() == (dir_id + 1 + NUMBERS_SKIPPED + 2, ino + NUMBERS_SKIPPED)

@@ -589,3 +589,22 @@ def test_through_waits_for_the_source(cache: InProcessCache) -> None:
     assert waited == [
         [("data", "6")], [("data", "7"), ("data", "8")], [("data", "8")], [("data", "a")], [("data", "a/b")],
     ]  # fmt: skip
+
+
+def test_what_is_to_outlive_the_machine_is_synced_when_it_is_there(
+    cache: InProcessCache, files: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[str]] = []
+    monkeypatch.setattr(cache.metadata.tree._catalog, "sync", lambda: synced.append(files.listdir(ROOT)))
+    files.write_many({f"{ROOT}/plain": b"x"})
+    with files.open(f"{ROOT}/plain too", "wb") as file:
+        file.write(b"x")
+    assert synced == []
+    files.write_many({f"{ROOT}/x": b"x"}, sync=True)
+    with files.open(f"{ROOT}/y", "wb", sync=True) as file:
+        file.write(b"x")
+    with files.open(f"{ROOT}/z", "wb") as file:
+        file.write(b"x")
+        file.sync()
+    for name, names in zip("xyz", synced, strict=True):
+        assert name in names

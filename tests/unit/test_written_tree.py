@@ -6,6 +6,7 @@ import errno
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from written import FILE, ROOT, Cache, refused, segment_content
@@ -492,3 +493,28 @@ def test_listings_are_kept_within_bounds(cache: Cache, monkeypatch: pytest.Monke
     assert [lowers.find(dir_id) is not None for dir_id in sorted(ids)] == [True, False, False]
     monkeypatch.setattr(lowers_module, "CALL_BYTES_MAX", 0)
     refused(errno.E2BIG, lowers.load, {ids[0]: False}, {})
+
+
+def test_verbs_wait_for_the_disk_only_where_something_depends_on_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    transaction = cache.catalog.transaction
+
+    def noted(*, durable: bool = True) -> Any:
+        done.append(durable)
+        return transaction(durable=durable)
+
+    monkeypatch.setattr(cache.catalog, "transaction", noted)
+    monkeypatch.setattr(cache.catalog, "sync", lambda: done.append("sync"))
+    cache.tree.mkdir(ROOT, b"first", 0o755, 0, 0)  # has the directory listed, which is another matter
+    done.clear()
+    cache.tree.mkdir(ROOT, b"new", 0o755, 0, 0)
+    assert done == [False]
+    done.clear()
+    cache.tree.set_write_type("data", "cache")
+    assert done == [True]
+    done.clear()
+    made, synced = cache.tree.apply([Verb("sync", ()), Verb("mkdir", (ROOT, b"newer", 0o755, 0, 0), "id")])
+    assert (made, synced.nlink) == (None, 2)
+    assert done == [False, "sync"], "after what came with it, whatever the order"
