@@ -4,7 +4,8 @@
     python examples/ray_train.py
 
 Everything runs on this machine: an S3 server, and a Ray cluster of two nodes. What a training of yours needs is in
-``train``. Checkpoints lie in the bucket, beside the recordings; what they say of the data is a few numbers.
+``train``. Checkpoints are written into the cache, beside the recordings, and get to the bucket from there; what they
+say of the data is a few numbers.
 """
 
 from __future__ import annotations
@@ -116,7 +117,6 @@ def two_nodes() -> Iterator[None]:
 
 def main() -> None:
     """Run it."""
-    from pyarrow.fs import S3FileSystem
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -126,14 +126,15 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     with tones_bucket(options.recordings) as (uri, _), two_nodes():
-        raycache.dataset("tones", uri)
-        bucket = S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], scheme="http")
+        bucket, _, recordings = uri.rpartition("/")
+        raycache.dataset("bucket", bucket)
         trainer = TorchTrainer(
             train,
-            train_loop_config={"uri": "raycache://tones", "epochs": options.epochs, "lost": (1, 6)},
+            train_loop_config={"uri": f"raycache://bucket/{recordings}", "epochs": options.epochs, "lost": (1, 6)},
             scaling_config=ScalingConfig(num_workers=2, placement_strategy="STRICT_SPREAD"),
             run_config=RunConfig(
-                name="tones", storage_path="tones/checkpoints", storage_filesystem=bucket,
+                name="tones", storage_path="bucket/checkpoints",
+                storage_filesystem=raycache.data.arrow_filesystem(),
                 failure_config=FailureConfig(max_failures=1),
             ),
             torch_config=TorchConfig(backend="gloo"),

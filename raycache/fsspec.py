@@ -68,7 +68,9 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         known, seen = self._settings, self._seen
-        if connected_settings() is not None:
+        connected = connected_settings()
+        # A process of Ray's tasks may be connected to the cache of an earlier one: what came with this one counts.
+        if connected is not None and (known is None or known.namespace == connected.namespace):
             known = current().portable_settings
             seen = 0 if self.snapshot is not None else current().namespace.settled_change()
         return _unpickled, (type(self), self.storage_args, self.storage_options, known, seen)

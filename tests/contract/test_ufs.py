@@ -287,7 +287,8 @@ class TestUnderFileSystem:
         writer.start()
         read, seen = 0, set()
         try:
-            for _ in range(60):
+            deadline = time.monotonic() + 60
+            while (read < 240 or len(seen) < 2) and time.monotonic() < deadline:
                 etag = ufs.stat("f").etag
                 with contextlib.suppress(Changed):
                     for start in range(0, size, size // 4):

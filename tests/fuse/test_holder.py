@@ -80,6 +80,13 @@ def wait_until(condition: Any, timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
+def is_read_without_it() -> bool:
+    """Whether the source is read, not the pages that the kernel has: those go first, each time."""
+    drop_page_cache()
+    about = mount_status()
+    return bool(about["degraded"] and about["counters"]["degraded_reads"] > 0)
+
+
 def no_failed_read(reports: list[dict[str, Any]]) -> None:
     assert len(reports) == READERS
     assert [report["failures"] for report in reports] == [[]] * READERS
@@ -225,8 +232,7 @@ def test_the_cluster_ends_under_an_epoch_and_comes_back(
             reports = readers.enter_context(verified_readers(mountpoint, files[1]))
             time.sleep(1)
         # Ray is gone, with all that it kept.
-        drop_page_cache()
-        wait_until(lambda: mount_status()["degraded"] and mount_status()["counters"]["degraded_reads"] > 0)
+        wait_until(is_read_without_it)
         time.sleep(2)
         log.write_bytes(log.read_bytes() + b"== start")
         with ray_head(port, log):

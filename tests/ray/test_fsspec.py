@@ -16,6 +16,7 @@ import fsspec
 import pytest
 
 import raycache
+from raycache.actors.cluster import current
 from raycache.errors import Exists, IsADirectory, NotEmpty, NotFound, ReadOnly
 from raycache.fsspec import RaycacheFileSystem
 
@@ -210,6 +211,15 @@ def test_a_file_may_be_committed_later(fs: RaycacheFileSystem, base: str) -> Non
     file.write(b"never")
     file.discard()
     assert fs.cat(f"{base}/file") == b"later"
+
+
+def test_one_that_came_from_another_cache_names_that_one_when_it_is_sent_on(connected: Path) -> None:
+    """A process of Ray's tasks is connected to the cache of whichever came before."""
+    another = current().portable_settings.model_copy(update={"namespace": "another"})
+    came = raycache.filesystem()
+    came._settings, came._seen = another, 7
+    sent = pickle.loads(pickle.dumps(came))
+    assert (sent._settings, sent._seen) == (another, 7)
 
 
 def test_a_pickled_one_writes_as_it_was_told_to(fs: RaycacheFileSystem, base: str, connected: Path) -> None:
