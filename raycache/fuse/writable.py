@@ -275,6 +275,11 @@ class WritableVfs:
         """Who writes to a file may not keep its set-uid and set-gid bits."""
         self.setattr(ino, {}, True, request)
 
+    def may_be_suid(self, ino: int) -> bool:
+        """False where it is certain that a file has no set-uid and set-gid bits."""
+        known = self.files.known(ino)
+        return known is None or bool(known.mode & (stat.S_ISUID | stat.S_ISGID))
+
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """Raises Refused (ENODATA, EOPNOTSUPP)."""
         _check_xattr(name)

@@ -379,6 +379,7 @@ class WriteSession(Session[Ask]):
     def _fallocate(self, ask: Ask) -> Buffer:
         _, offset, length, mode, _ = wirewrite.fields(wirewrite.FALLOCATE_IN, ask)
         self._vfs.files.allocate(ask.nodeid, mode, offset, length)
+        self._wrote_as(ask, ask.nodeid)
         return b""
 
     def _lseek(self, ask: Ask) -> Buffer:
@@ -387,7 +388,16 @@ class WriteSession(Session[Ask]):
 
     def _copy_file_range(self, ask: Ask) -> Buffer:
         _, offset, to_ino, _, to_offset, length, _ = wirewrite.fields(wirewrite.COPY_IN, ask)
-        return wirewrite.pack_size(self._vfs.copy(ask.nodeid, offset, to_ino, to_offset, length, _request(ask)))
+        copied = self._vfs.copy(ask.nodeid, offset, to_ino, to_offset, length, _request(ask))
+        if copied:
+            self._wrote_as(ask, to_ino)
+        return wirewrite.pack_size(copied)
+
+    def _wrote_as(self, ask: Ask, ino: int) -> None:
+        """A file was changed otherwise than by WRITE, with which the kernel says whether set-uid bits go: those of
+        anybody but root do."""
+        if ask.uid and self._vfs.may_be_suid(ino):
+            self._vfs.kill_suid(ino, f"{_request(ask)}-suid")
 
     def _names(self, ask: Ask, skip: int, count: int) -> list[bytes]:
         found = wirewrite.names(ask, skip, count)

@@ -302,6 +302,28 @@ def copy_file_range_copies(root: str) -> Any:
 
 
 @case
+def who_changes_a_file_takes_its_set_uid_bits(root: str) -> Any:
+    source, seen = put(f"{root}/source", b"0123456789"), []
+
+    def changes(fd: int, other: int) -> list[Callable[[], Any]]:
+        return [
+            lambda: os.pwrite(fd, b"x", 0),
+            lambda: os.ftruncate(fd, 5),
+            lambda: libc("fallocate", fd, 0, ctypes.c_long(0), ctypes.c_long(20)),
+            lambda: os.copy_file_range(other, fd, 10, 0, 0),
+            lambda: os.copy_file_range(other, fd, 10, 100, 0),
+        ]
+
+    for number in range(5):
+        for uid in (0, 1000):
+            path = put(f"{root}/{number}-{uid}", b"before")
+            os.chmod(path, 0o6777)
+            with opened(path, os.O_RDWR) as fd, opened(source, os.O_RDONLY) as other:
+                seen.append([as_user(uid, changes(fd, other)[number]), about(path)])
+    return seen
+
+
+@case
 def sendfile_sends(root: str) -> Any:
     source = put(f"{root}/a", bytes(range(256)) * 1000)
     with opened(source, os.O_RDONLY) as one, opened(f"{root}/b", os.O_WRONLY | os.O_CREAT) as two:
