@@ -47,9 +47,9 @@ class RemoteSegments:
         elsewhere = [worker for worker in workers if not worker.local]
         found = self._homes_of(here)
         if not any(home.directory for home in found):
-            # None here can be written to, or what is known of them is old.
             found += self._homes_of(elsewhere)
-            self._workers(True)
+        if not any(home.directory for home in found):
+            self._workers(True)  # what is known of them may be old
         if not found:
             raise WorkerLost("no worker lives; try again")
         return found

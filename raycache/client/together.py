@@ -44,7 +44,7 @@ def together(files: FileSystem, uri: str, mode: str = "error") -> Iterator[str]:
     try:
         yield aside
         _show(files, aside, target, not path, mode)
-    except BaseException:
+    except BaseException:  # whatever it was, an interrupt too: nothing of it is to be seen
         with suppress(RaycacheError):  # what went wrong first is what counts
             files.remove_tree(aside)
         raise

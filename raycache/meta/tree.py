@@ -114,6 +114,7 @@ class Tree(TreeVerbs):
         raise Unavailable("the directories that this is about keep changing; try again")
 
     def _after(self, verb: Verb, answer: Any | Failed) -> Any | Failed:
+        """The answer of a verb that is done when what the others of its call did is stored."""
         if verb.name not in (PUBLISH, SYNC):
             return answer
         try:

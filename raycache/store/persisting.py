@@ -143,7 +143,7 @@ class Persister:
             turn, under_way = self._turn, [*held, *self._under_way]
         try:
             tasks = self._exchange(self.worker_id, self._process, turn, outcomes, under_way, max(0, want))
-        except BaseException:
+        except BaseException:  # whatever it was, the master has not heard of them
             with self._lock:
                 self._outcomes = outcomes + self._outcomes  # told with the next call
             raise

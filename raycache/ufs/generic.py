@@ -191,8 +191,7 @@ class FsspecUfs:
     def _make_parent(self, path: str, parent: str) -> None:
         try:
             self._fs.makedirs(parent, exist_ok=True)
-        except Exception:
-            # What implementations say of a file that is in the way differs.
+        except Exception:  # what implementations say of a file that is in the way differs
             above = paths.split(path)[0]
             while above:
                 if self._fs.isfile(self._real(above)):
