@@ -25,6 +25,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.config import Settings
 from raycache.core.paths import RAYCACHE_SCHEME, join
 from raycache.core.values import Stat
+from raycache.errors import NotADirectory, NotFound
 
 
 class RaycacheTransaction(Transaction):  # type: ignore[misc]
@@ -124,6 +125,33 @@ class RaycacheFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if not path:
             return {"name": "", "size": 0, "type": "directory"}
         return _info(path, self.files().stat(self.uri(path)))
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether there is a file or directory. Unlike fsspec's own, and ``isdir`` and ``isfile`` too, it does not say
+        False because the cluster is away: raises what ``info`` raises, but NotFound and NotADirectory."""
+        return self._kind(path) is not None
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a directory; see ``exists``."""
+        return self._kind(path) == "directory"
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file; see ``exists``."""
+        return self._kind(path) == "file"
+
+    def _kind(self, path: str) -> str | None:
+        try:
+            return str(self.info(path)["type"])
+        except (NotFound, NotADirectory):
+            return None
+
+    def walk(
+        self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "omit", **kwargs: Any
+    ) -> Any:
+        """As fsspec's, which ``find``, ``glob`` and ``du`` are made of; but by default only directories that are not
+        there are left out: any other error is raised, so that a part of a dataset is never taken for all of it."""
+        on_error = _raise_unless_missing if on_error == "omit" else on_error
+        return super().walk(path, maxdepth=maxdepth, topdown=topdown, on_error=on_error, **kwargs)
 
     def open(
         self,
@@ -305,6 +333,11 @@ def _unpickled(
     made = kind(*args, **options)
     made._settings, made._seen = settings, seen
     return made
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, NotFound):
+        raise error
 
 
 def _info(path: str, stat: Stat) -> dict[str, Any]:

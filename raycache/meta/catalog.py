@@ -207,8 +207,7 @@ class Catalog:
     def version(self, dir_id: int) -> int:
         """Version of the stored manifest, 0 when there is none."""
         with self.transaction() as db:
-            row = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
-        return row[0] if row else 0
+            return stored_version(db, dir_id)
 
     def manifest(self, dir_id: int) -> Manifest | None:
         """The stored manifest of a directory, or None when it was never listed.
@@ -381,11 +380,16 @@ def number_directories(db: sqlite3.Connection, dataset: str, paths: Sequence[str
     return [db.execute(find, key).fetchone()[0] for key in keys]
 
 
+def stored_version(db: sqlite3.Connection, dir_id: int) -> int:
+    """See Catalog.version; part of a transaction."""
+    row = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (dir_id,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def save_listed(db: sqlite3.Connection, listed: Listed, request_id: str | None = None) -> Directory | None:
     """See Catalog.save_manifest; part of a transaction."""
     about, body = listed
-    stored = db.execute("SELECT version FROM manifests WHERE dir_id = ?", (about.dir_id,)).fetchone()
-    if about.version != (stored[0] if stored else 0) + 1:
+    if about.version != stored_version(db, about.dir_id) + 1:
         return None
     about = _put_manifest(db, about, body)
     keep_reply(db, request_id, about.version)

@@ -28,7 +28,7 @@ from raycache.core.manifest import Directory, Manifest
 from raycache.errors import NotFound, Unavailable
 from raycache.meta.catalog import Catalog, Listed, save_listed
 from raycache.meta.inodes import drop_nameless, within
-from raycache.meta.overlay import Entry, Upper, listed_row, read_entry, read_upper, settled, written
+from raycache.meta.overlay import Entry, Upper, listed_row, look_again, read_entry, read_upper, settled, written
 from raycache.meta.versions import next_version
 from raycache.ufs.sources import Sources
 
@@ -91,6 +91,8 @@ class Merging:
             settled(db, now.upper)
             if packed is None or new is None:
                 return old
+            if old is None:
+                look_again(db, dir_id)
             saved = save_listed(db, packed, request_id)
             if saved is None:
                 raise _Again

@@ -117,6 +117,16 @@ def settled(db: Connection, upper: Upper) -> None:
     db.execute("DELETE FROM touched WHERE dir_id = ? AND changes = ?", (upper.dir_id, upper.changes))
 
 
+def look_again(db: Connection, dir_id: int) -> None:
+    """What was written in a directory may not be in its first manifest, which is stored in this transaction: while it
+    was made, changes were taken for shown because there was none yet."""
+    db.execute(
+        "INSERT OR IGNORE INTO touched (dir_id, since_ns)"
+        " SELECT ?1, 0 WHERE EXISTS (SELECT 1 FROM inodes WHERE ino = ?2)",
+        (dir_id, directory_ino(dir_id)),
+    )
+
+
 def written(upper: Upper, manifest: Manifest | None) -> Written:
     """What was written in a directory. ``manifest``: its last one, if it has any."""
     as_listed = {} if manifest is None or upper.opaque else _as_listed(upper, manifest)

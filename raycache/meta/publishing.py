@@ -1,7 +1,7 @@
 """What was written, shown to readers: of each directory that was touched, the next version of its manifest.
 
 A version is made from one look at the directory, outside of transactions, and stored in another one, if nobody else
-published meanwhile. A change that comes in between leaves the directory touched.
+has published since that look. A change that comes in between leaves the directory touched.
 
 Cost. To publish takes time in proportion to the directory, however little has changed: one that took t is not published
 by itself again for REST times t, so that publishing takes a tenth of the time of each directory at most; all of them
@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 from raycache.core.listing import Beside, append
 from raycache.core.manifest import Manifest
 from raycache.errors import InvalidInput, Unavailable
-from raycache.meta.catalog import Catalog, Listed, save_listed
+from raycache.meta.catalog import Catalog, Listed, save_listed, stored_version
 from raycache.meta.overlay import Upper, beside, read_upper, settled, written
 from raycache.meta.versions import next_version
 
@@ -42,10 +43,17 @@ _NO_IDS = np.zeros(0, np.uint64)
 _log = logging.getLogger("raycache.master")
 
 
+class _Look(NamedTuple):
+    """A directory as the tree has it, and the version that was published at that moment; 0: none."""
+
+    upper: Upper
+    version: int
+
+
 class _Next(NamedTuple):
     """The next version of a directory, ready to be stored; None where the stored one shows all."""
 
-    upper: Upper
+    look: _Look
     listed: Listed | None
 
 
@@ -60,6 +68,9 @@ class Publisher:
         self._catalog = catalog
         self._clock = clock
         self._turn = threading.Lock()
+        self._askers = 0
+        """Who waits for a turn; with the lock below."""
+        self._asking = threading.Lock()
         self._rests: dict[int, float] = {}
         """Until when a directory is left alone."""
         self.published = 0
@@ -67,23 +78,38 @@ class Publisher:
 
     def publish(self, dir_ids: Sequence[int]) -> list[int]:
         """See TreeApi.publish; 0 for a directory that is gone. Raises Unavailable."""
-        if not self._turn.acquire(timeout=WAIT_S):
-            raise Unavailable("others are being published; try again")
-        try:
-            self._publish_all(self._touched(dir_ids))
-        finally:
-            self._turn.release()
+        with self._my_turn():
+            late = self._publish_all(self._touched(dir_ids))
+        if late:
+            dataset, path = self._catalog.directory(late[0])
+            raise Unavailable(f"{dataset.name}/{path}: others keep publishing new versions of it; try again")
         return [self._catalog.version(dir_id) for dir_id in dir_ids]
 
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        with self._asking:
+            self._askers += 1
+        try:
+            has_turn = self._turn.acquire(timeout=WAIT_S)
+        finally:
+            with self._asking:
+                self._askers -= 1
+        if not has_turn:
+            raise Unavailable(f"what was written could not be published within {WAIT_S:g} s; try again")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def step(self) -> float:
-        """Publish what is due, unless somebody is at it; how long that took, seconds."""
+        """Publish what is due, unless somebody is at it, and until somebody waits to; how long that took, seconds."""
         if not self._turn.acquire(blocking=False):
             return 0.0
         try:
             begun = self._clock()
             due = self._due(begun)
-            if due:
-                self._publish_all(due)
+            while due and not self._askers:
+                self._publish_group(due)
             return self._clock() - begun
         finally:
             self._turn.release()
@@ -112,53 +138,56 @@ class Publisher:
         self._rests = {dir_id: until for dir_id, until in self._rests.items() if until > now}
         return [dir_id for dir_id in touched if dir_id not in self._rests]
 
-    def _publish_all(self, dir_ids: list[int]) -> None:
-        """Those that others publish at the same time are tried again."""
+    def _publish_all(self, dir_ids: list[int]) -> list[int]:
+        """Those that others publish at the same time are tried again; which of them still were too late."""
         for _ in range(_TRIES):
             late: list[int] = []
             while dir_ids:
                 late += self._publish_group(dir_ids)
-            if not late:
-                return
             dir_ids = late
+        return dir_ids
 
     def _publish_group(self, dir_ids: list[int]) -> list[int]:
         """Publish the first of these, and take them from the list; those that have to be tried again."""
         begun = self._clock()
-        uppers: list[Upper] = []
+        looks: list[_Look] = []
         with self._catalog.transaction() as db:
             rows = 0
-            while dir_ids and len(uppers) < GROUP and rows < GROUP_ROWS:
+            while dir_ids and len(looks) < GROUP and rows < GROUP_ROWS:
                 dir_id = dir_ids.pop(0)
                 upper = read_upper(db, dir_id)
                 if upper is None:
                     db.execute("DELETE FROM touched WHERE dir_id = ?", (dir_id,))  # removed since it was touched
                 else:
-                    uppers.append(upper)
+                    looks.append(_Look(upper, stored_version(db, dir_id)))
                     rows += len(upper.entries)
-        made = [each for each in map(self._made, uppers) if each is not None]
+        made = [each for each in map(self._made, looks) if each is not None]
         late: list[int] = []
         with self._catalog.transaction() as db:
-            for upper, listed in made:
-                if listed is None or save_listed(db, listed) is not None:
-                    settled(db, upper)
-                    self.published += listed is not None
-                else:
+            for (upper, version), listed in made:
+                if stored_version(db, upper.dir_id) != version:
                     late.append(upper.dir_id)
+                    continue
+                if listed is not None:
+                    save_listed(db, listed)
+                    self.published += 1
+                settled(db, upper)
         ended = self._clock()
-        share_s = (ended - begun) / max(1, len(uppers))
-        self._rests.update((upper.dir_id, ended + REST * share_s) for upper in uppers)
+        share_s = (ended - begun) / max(1, len(looks))
+        self._rests.update((look.upper.dir_id, ended + REST * share_s) for look in looks)
         return late
 
-    def _made(self, upper: Upper) -> _Next | None:
+    def _made(self, look: _Look) -> _Next | None:
         """None where it cannot be made: the directory stays touched until it is listed anew."""
+        upper = look.upper
         try:
             old = self._catalog.manifest(upper.dir_id)
         except InvalidInput as error:  # whoever asks for it has it listed anew
             _log.warning("what was written in %s/%s is not published: %s", upper.dataset, upper.path, error)
             return None
-        if old is None:
-            return _Next(upper, None)  # nobody has been shown it; the first listing shows all
+        if old is None or old.directory.version != look.version:
+            # Nobody has been shown it, and the first listing shows all; or it shows more than was seen here: too late.
+            return _Next(look, None)
         here = replace(old.directory, path=upper.path)
         shown = Manifest(here, old.columns)
         of = written(upper, shown)
@@ -167,7 +196,7 @@ class Publisher:
         if new is None and here != old.directory:  # it was moved as it is
             live = shown.live_rows(0, shown.row_count)
             new = append(shown, of.rows.slice(0, 0), _NO_IDS, here.listed_ns, here.hidden, Beside(live, {}))
-        return _Next(upper, None if new is None else Listed.of(new))
+        return _Next(look, None if new is None else Listed.of(new))
 
 
 def _number_none(paths: Sequence[str]) -> Sequence[int]:

@@ -17,7 +17,7 @@ import pytest
 
 import raycache
 from raycache.actors.cluster import current
-from raycache.errors import Exists, IsADirectory, NotEmpty, NotFound, ReadOnly
+from raycache.errors import ClusterUnavailable, Exists, IsADirectory, NotEmpty, NotFound, ReadOnly
 from raycache.fsspec import RaycacheFileSystem
 
 pytest.register_assert_rewrite("fsspec.tests.abstract")  # so that a failure says what was found
@@ -248,3 +248,14 @@ def test_uploads_show_how_far_they_are(fs: RaycacheFileSystem, base: str, tmp_pa
     buffer = io.BytesIO()
     fs.get_file(f"{base}/deep/er/file", buffer)
     assert buffer.getvalue() == (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize("ask", ["exists", "isdir", "isfile", "find", "glob", "du"])
+def test_a_cluster_that_is_away_is_not_taken_for_an_empty_directory(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> Any:
+        raise ClusterUnavailable("the master is away")
+
+    fs = RaycacheFileSystem()
+    monkeypatch.setattr(fs, "files", away)
+    with pytest.raises(ClusterUnavailable):
+        getattr(fs, ask)("data/*" if ask == "glob" else "data/a")

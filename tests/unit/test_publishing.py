@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from written import FILE, ROOT, Cache, segment_content
 
 from raycache.core.inode import parse_content_etag
 from raycache.core.manifest import Manifest
+from raycache.meta import publishing
 from raycache.meta.publishing import Publisher
 from raycache.ufs.registry import open_ufs
 
@@ -256,9 +258,9 @@ def test_what_comes_after_a_first_listing_is_not_taken_for_shown_by_an_earlier_l
     publisher = Publisher(cache.catalog)
     work = publisher._made
 
-    def overtaken(upper: Any) -> Any:
-        made = work(upper)
-        if upper.path == "made":
+    def overtaken(look: Any) -> Any:
+        made = work(look)
+        if look.upper.path == "made":
             publisher._made = work  # type: ignore[method-assign]
             assert shown(cache, "made") == {}, "which leaves nothing to be published"
             put(cache, "made/late")
@@ -269,6 +271,75 @@ def test_what_comes_after_a_first_listing_is_not_taken_for_shown_by_an_earlier_l
     publisher.step()
     publisher.publish([manifest(cache, "made").directory.dir_id])
     assert shown(cache, "made") == {"late": 5}
+
+
+def test_an_earlier_look_does_not_take_back_what_a_first_listing_shows(cache: Cache) -> None:
+    publisher = Publisher(cache.catalog)
+    work = publisher._made
+
+    def overtaken(look: Any) -> Any:
+        if look.upper.path == "made":
+            publisher._made = work  # type: ignore[method-assign]
+            put(cache, "made/late")
+            assert shown(cache, "made") == {"late": 5}
+        return work(look)
+
+    publisher._made = overtaken  # type: ignore[method-assign]
+    cache.tree.mkdir(ROOT, b"made", 0o755, 0, 0)
+    publisher.step()
+    publisher.publish([manifest(cache, "made").directory.dir_id])
+    assert shown(cache, "made") == {"late": 5}
+
+
+@pytest.mark.parametrize("last", ["written", "removed"])
+def test_what_changes_during_a_first_listing_is_shown_also_where_it_was_taken_for_shown(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    publisher = Publisher(cache.catalog)
+    cache.tree.mkdir(ROOT, b"made", 0o755, 0, 0)
+    put(cache, "made/first")
+    number = cache.catalog.number_directories
+
+    def meanwhile(dataset: str, paths: Any) -> list[int]:
+        monkeypatch.undo()
+        if last == "written":
+            put(cache, "made/late")
+        else:
+            cache.tree.unlink(("data", "made"), b"first")
+        publisher.step()
+        return number(dataset, paths)
+
+    monkeypatch.setattr(cache.catalog, "number_directories", meanwhile)
+    made = manifest(cache, "made").directory.dir_id
+    publisher.publish([made])
+    assert shown(cache, "made") == ({"first": 5, "late": 5} if last == "written" else {})
+
+
+def test_what_is_published_by_itself_makes_way_for_who_waits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "GROUP", 1)
+    publisher = Publisher(cache.catalog)
+    for name in ("one", "two"):
+        cache.tree.mkdir(ROOT, name.encode(), 0o755, 0, 0)
+        manifest(cache, name)
+        put(cache, f"{name}/new")
+    publisher.publish([cache.root_id])
+    work = publisher._made
+    asking = threading.Thread(target=publisher.publish, args=([cache.root_id],))
+
+    def asked(look: Any) -> Any:
+        publisher._made = work  # type: ignore[method-assign]
+        asking.start()
+        while not publisher._askers:
+            assert asking.is_alive()
+        return work(look)
+
+    publisher._made = asked  # type: ignore[method-assign]
+    before = publisher.published
+    publisher.step()
+    asking.join()
+    assert publisher.published == before + 1
+    publisher.step()
+    assert publisher.published == before + 2
 
 
 # Refresh.
