@@ -22,7 +22,8 @@ from raycache.core.inode import LISTED_FILE, MOUNT_OWNER, Content, Verb
 from raycache.core.values import Failed
 from raycache.errors import Exists, InvalidInput, NotFound, Refused
 
-_PERMISSIONS = 0o7777
+_OF_NEW_DIRECTORIES = 0o1777
+"""Permissions that mkdir(2) takes."""
 ENTRIES_AT_ONCE = 10_000
 """Of a directory, in one answer."""
 
@@ -54,7 +55,7 @@ class Editing:
                 raise
 
     def _make(self, target: Target, mode: int) -> None:
-        mode = stat.S_IFDIR | (mode & _PERMISSIONS)
+        mode = stat.S_IFDIR | (mode & _OF_NEW_DIRECTORIES)
         self._tree.mkdir(target.folder, target.name, mode, MOUNT_OWNER, MOUNT_OWNER)
         self._done([target])
 
@@ -86,11 +87,8 @@ class Editing:
     def replace_tree(self, uri: str, to: str) -> None:
         """See FileSystem.replace_tree."""
         source, target = self._pair(uri, to)
-        removed, moved = self._tree.apply([_change("remove_tree", target.place), _rename(source, target)])
+        self._tree.replace_tree(source.folder, source.name, target.folder, target.name)
         self._moved([source, target])
-        if isinstance(moved, Failed):
-            is_why = isinstance(removed, Failed) and not isinstance(removed.error, NotFound)
-            raise removed.error if is_why else moved.error
 
     def move_below(self, uri: str, to: str) -> None:
         """See FileSystem.move_below."""
@@ -224,7 +222,3 @@ class Editing:
 
 def _change(name: str, *args: Any) -> Verb:
     return Verb(name, args, uuid.uuid4().hex)
-
-
-def _rename(source: Target, target: Target) -> Verb:
-    return _change("rename", source.folder, source.name, target.folder, target.name)

@@ -83,6 +83,11 @@ class Manifests:
         with self._lock:
             return self._held.get(dir_id)
 
+    def current(self, dir_id: int) -> Manifest | None:
+        """The manifest of a directory, if it is held here and this process has not written to it since."""
+        with self._lock:
+            return self._current(dir_id)
+
     def manifests(self, dir_ids: Iterable[int]) -> dict[int, Manifest | Failed]:
         """Manifests of several directories: those not held in one call to the master per MANIFESTS_AT_ONCE of them."""
         found: dict[int, Manifest | Failed] = {}

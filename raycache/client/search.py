@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from raycache.client.namespace import Namespace, require_directory
+from raycache.core import paths
 from raycache.core.entries import Rows, are_directories, directory_rows, names_of, rows_by_name
 from raycache.core.globbing import glob_column, has_magic
 from raycache.core.manifest import Manifest
 from raycache.core.values import MANIFESTS_AT_ONCE, Failed
 from raycache.errors import InvalidInput, NotADirectory, NotFound
 
-State = tuple[str, int, int]
-"""Where a search stands: URI and id of a directory, and the part of the pattern that its entries have to match."""
+
+class _Place(NamedTuple):
+    """A directory that a search comes to."""
+
+    uri: str
+    path: str
+    """Inside its dataset."""
+    dir_id: int
+
+    def below(self, name: str, dir_id: int) -> _Place:
+        return _Place(f"{self.uri.rstrip('/')}/{name}", paths.join(self.path, name), dir_id)
+
+
+State = tuple[_Place, int]
+"""Where a search stands: a directory, and the part of the pattern that its entries have to match."""
 
 
 def walk(namespace: Namespace, uri: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """See FileSystem.walk. Lazy; a directory that is not held is asked for together with those that come after it."""
-    todo = [(uri, require_directory(namespace.entry(uri), uri).directory.dir_id)]
+    todo = [_top(uri, require_directory(namespace.entry(uri), uri))]
     while todo:
-        base, dir_id = todo.pop()
-        ahead = [dir_id, *(child for _, child in reversed(todo[1 - MANIFESTS_AT_ONCE :]))]
-        manifest = namespace.held(dir_id) or _received(namespace.manifests(ahead)[dir_id])
+        place = todo.pop()
+        base, dir_id = place.uri, place.dir_id
+        ahead = [dir_id, *(other.dir_id for other in reversed(todo[1 - MANIFESTS_AT_ONCE :]))]
+        manifest = namespace.current(dir_id) or _received(namespace.manifests(ahead)[dir_id])
+        manifest = _in_place(namespace, place, manifest)
         rows = rows_by_name(manifest)
         is_dir = are_directories(manifest, rows)
         dirs = names_of(manifest, rows[is_dir])
@@ -34,7 +51,7 @@ def walk(namespace: Namespace, uri: str) -> Iterator[tuple[str, list[str], list[
             child = children.get(name)
             if child is None:
                 raise NotFound(f"{base.rstrip('/')}/{name}: no such directory")
-            todo.append((f"{base.rstrip('/')}/{name}", child))
+            todo.append(place.below(name, child))
 
 
 def glob(namespace: Namespace, pattern: str) -> list[str]:
@@ -53,7 +70,7 @@ def glob(namespace: Namespace, pattern: str) -> list[str]:
         return [pattern]
     if row is not None:
         return []  # as in a shell: nothing lies below a file
-    found = _matches(namespace, base, manifest.directory.dir_id, _without_pairs(rest))
+    found = _matches(namespace, _top(base, manifest), _without_pairs(rest))
     return sorted(f"{uri}/{name}" for uri, manifest, rows in found for name in names_of(manifest, rows))
 
 
@@ -67,7 +84,7 @@ def files_below(namespace: Namespace, uri: str, pattern: str) -> list[tuple[Mani
     if not all(parts) or {".", ".."} & set(parts):
         raise InvalidInput(f"{pattern!r} is no pattern of paths below a directory; write for example **/*.jpg")
     found: dict[int, tuple[Manifest, list[Rows]]] = {}
-    for _, manifest, rows in _matches(namespace, uri.rstrip("/"), root.directory.dir_id, _without_pairs(parts)):
+    for _, manifest, rows in _matches(namespace, _top(uri.rstrip("/"), root), _without_pairs(parts)):
         files = rows[~are_directories(manifest, rows)]
         if len(files):
             found.setdefault(manifest.directory.dir_id, (manifest, []))[1].append(files)
@@ -83,33 +100,41 @@ def _without_pairs(parts: Sequence[str]) -> list[str]:
     return [part for at, part in enumerate(parts) if part != "**" or list(parts[at - 1 : at]) != ["**"]]
 
 
-def _matches(
-    namespace: Namespace, base: str, dir_id: int, parts: Sequence[str]
-) -> Iterator[tuple[str, Manifest, Rows]]:
+def _top(uri: str, manifest: Manifest) -> _Place:
+    return _Place(uri, manifest.directory.path, manifest.directory.dir_id)
+
+
+def _in_place(namespace: Namespace, place: _Place, manifest: Manifest) -> Manifest:
+    """The same, or a newer one: what was seen is of another path, as the directory was moved and that is not published
+    yet; nor is then what was changed in it since."""
+    return manifest if manifest.directory.path == place.path else namespace.renewed(place.dir_id)
+
+
+def _matches(namespace: Namespace, top: _Place, parts: Sequence[str]) -> Iterator[tuple[str, Manifest, Rows]]:
     """URI and manifest of each directory with entries that match, and their rows."""
-    todo: list[State] = [(base, dir_id, 0)]
+    todo: list[State] = [(top, 0)]
     seen: set[tuple[int, int]] = set()  # two stars in two places lead to one directory in many ways
     while todo:
         now = todo[-MANIFESTS_AT_ONCE:]
         del todo[-MANIFESTS_AT_ONCE:]
-        manifests = namespace.manifests(each for _, each, _ in now)
-        for base_uri, each, at in now:
-            if (each, at) in seen:
+        manifests = namespace.manifests(place.dir_id for place, _ in now)
+        for place, at in now:
+            if (place.dir_id, at) in seen:
                 continue
-            seen.add((each, at))
-            manifest = _received(manifests[each])
+            seen.add((place.dir_id, at))
+            manifest = _in_place(namespace, place, _received(manifests[place.dir_id]))
             if at + 1 == len(parts):
-                yield base_uri, manifest, _matching(manifest, parts[at])
-            todo += _onward(manifest, base_uri, at, parts)
+                yield place.uri, manifest, _matching(manifest, parts[at])
+            todo += _onward(manifest, place, at, parts)
 
 
-def _onward(manifest: Manifest, base: str, at: int, parts: Sequence[str]) -> Iterator[State]:
+def _onward(manifest: Manifest, place: _Place, at: int, parts: Sequence[str]) -> Iterator[State]:
     """Where a search goes from a directory."""
     is_last = at + 1 == len(parts)
     if parts[at] == "**":
         rows, after = directory_rows(manifest), at
         if not is_last:
-            yield base, manifest.directory.dir_id, at + 1
+            yield place, at + 1
     elif is_last:
         return
     else:
@@ -117,7 +142,7 @@ def _onward(manifest: Manifest, base: str, at: int, parts: Sequence[str]) -> Ite
     for name, row in zip(names_of(manifest, rows), rows.tolist(), strict=True):
         child = manifest.child_id(row)
         if child is not None:
-            yield f"{base}/{name}", child, after
+            yield place.below(name, child), after
 
 
 def _matching(manifest: Manifest, part: str, only: Rows | None = None) -> Rows:

@@ -110,6 +110,11 @@ class TreeApi(Protocol):
         """
         ...
 
+    def replace_tree(self, parent: Place, name: bytes, to_parent: Place, to_name: bytes) -> Attr:
+        """The same in the place of whatever is there, which is removed with all below it, in one step. Raises as
+        ``rename``; then nothing is removed."""
+        ...
+
     # Attributes.
 
     def setattr(self, place: Place, changes: dict[str, int]) -> Attr:
@@ -185,7 +190,7 @@ class TreeApi(Protocol):
         ...
 
     def known_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]:
-        """Whether segments on the disk of a worker are still needed; what is not may be deleted."""
+        """Whether files need segments on the disk of a worker, or any copies of them."""
         ...
 
     def segment_places(self, segments: Sequence[str]) -> list[list[str]]:
@@ -202,6 +207,11 @@ class TreeApi(Protocol):
         Of each segment how many bytes of it commits have named; -1 for one that stays, as the source has not got
         something of it yet, or that is not known.
         """
+        ...
+
+    def drop_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]:
+        """Of each segment whether no file needs it; it may be deleted then: a commit that names it, from a process that
+        has died meanwhile, is refused from now on."""
         ...
 
     def moved_segments(self, dataset: str, extents: Sequence[Extent]) -> list[list[Extent]]:

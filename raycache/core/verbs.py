@@ -85,6 +85,10 @@ class TreeVerbs:
         """See TreeApi."""
         return self._change("remove_tree", place)  # type: ignore[no-any-return]
 
+    def replace_tree(self, parent: Place, name: bytes, to_parent: Place, to_name: bytes) -> Attr:
+        """See TreeApi."""
+        return self._change("replace_tree", parent, name, to_parent, to_name)  # type: ignore[no-any-return]
+
     def rename(
         self, parent: Place, name: bytes, to_parent: Place, to_name: bytes, flags: int = 0, holder: str = ""
     ) -> Attr:
@@ -163,6 +167,10 @@ class TreeVerbs:
     def let_go_segments(self, worker_id: str, segments: Sequence[str]) -> list[int]:
         """See TreeApi."""
         return self._change("let_go_segments", worker_id, list(segments))  # type: ignore[no-any-return]
+
+    def drop_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]:
+        """See TreeApi."""
+        return self._change("drop_segments", worker_id, list(segments))  # type: ignore[no-any-return]
 
     def moved_segments(self, dataset: str, extents: Sequence[Extent]) -> list[list[Extent]]:
         """See TreeApi."""

@@ -76,9 +76,11 @@ def check_content(content: Content) -> None:
 def write_content(db: Connection, ino: int, content: Content, segments: Sequence[Segment], is_new: bool) -> None:
     """Have a file made of other extents. ``is_new``: it has none yet.
 
-    Raises Changed when an extent lies in a segment that is neither known nor among ``segments``.
+    Raises Changed when an extent lies in a segment that is neither known nor among ``segments``, or was dropped.
     """
     for one in segments:
+        if db.execute("SELECT 1 FROM dropped WHERE segment = ?", one[:1]).fetchone():
+            continue
         db.execute(
             "INSERT INTO segments VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET size_bytes = max(size_bytes, excluded.size_bytes)",

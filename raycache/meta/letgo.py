@@ -1,5 +1,5 @@
-"""Segments that are let go: files whose bytes their source has refer to it from then on. Verbs upon the tree, see
-``client.treeapi``.
+"""Segments that workers delete: files whose bytes their source has refer to it from then on, and what no file needs is
+dropped for good. Verbs upon the tree, see ``client.treeapi``.
 
 What the source has not got stays where it is: a file is let go whole, and only when the version that it has now was
 put, and nothing about it or about that path of the source is pending. Who has read before where its bytes lie finds
@@ -18,6 +18,8 @@ from raycache.meta.tasks import text
 
 MOVES_MAX = 200_000
 """Extents of segments that were let go which are remembered, the newest."""
+DROPPED_MAX = 100_000
+"""Segments of which it is remembered that they were dropped, the newest: a commit that names one is late by seconds."""
 _SOURCE = """
     SELECT dataset, path, etag, size_bytes FROM persisted JOIN inodes USING (dataset, ino, version)
     WHERE ino = ?1 AND etag != '' AND NOT EXISTS (SELECT 1 FROM pending WHERE ino = ?1)
@@ -50,6 +52,16 @@ def _let_go(db: Connection, worker_id: str, segment: str) -> int:
         replace_extents(db, ino, [Extent(0, size_bytes, path=text(path), etag=etag)])
     db.execute("DELETE FROM let_go WHERE number <= (SELECT max(number) FROM let_go) - ?", (MOVES_MAX,))
     return int(row[0])
+
+
+def drop_segments(tree: Inodes, worker_id: str, segments: Sequence[str]) -> list[bool]:
+    """Whether nobody needs them; then nobody ever will."""
+    needed = "SELECT 1 FROM extents WHERE segment = ?"
+    found = [tree.db.execute(needed, (segment,)).fetchone() is None for segment in segments]
+    unneeded = [(segment,) for segment, is_unneeded in zip(segments, found, strict=True) if is_unneeded]
+    tree.db.executemany("INSERT OR IGNORE INTO dropped (segment) VALUES (?)", unneeded)
+    tree.db.execute("DELETE FROM dropped WHERE number <= (SELECT max(number) FROM dropped) - ?", (DROPPED_MAX,))
+    return found
 
 
 def moved_segments(tree: Inodes, dataset: str, extents: Sequence[Extent]) -> list[list[Extent]]:

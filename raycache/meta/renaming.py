@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 
 from raycache.core.inode import EXCHANGE, NOREPLACE, Attr, Place, split_ino
-from raycache.errors import Exists, InvalidInput, IsADirectory, NotADirectory, NotFound, Refused
+from raycache.errors import Exists, InvalidInput, IsADirectory, NotADirectory, NotEmpty, NotFound, Refused
 from raycache.meta import journal
 from raycache.meta.inodes import WITHIN, Folder, Inodes, check_name, where, within
 from raycache.meta.naming import take_folder, take_name
@@ -55,21 +55,19 @@ def rename(
     check_name(to_name)
     if folder.dataset != to_folder.dataset:
         raise Refused.because(errno.EXDEV, f"{where(folder, name)} cannot be moved to dataset {to_folder.dataset!r}")
-    _not_into_itself(tree, attr, to_folder)
     target = tree.find(to_folder, to_name)
     if flags == EXCHANGE and target is None:
         raise NotFound(f"{where(to_folder, to_name)}: there is nothing to exchange")
     if flags == NOREPLACE and target is not None:
         raise Exists(f"{where(to_folder, to_name)} is there already")
+    _not_into_itself(tree, attr, to_folder)  # the kernel asks in this order
     if target is not None and target.ino == attr.ino:
         return attr
     if flags == EXCHANGE and target is not None:
         _not_into_itself(tree, target, folder)
         return _exchange(tree, (folder, name, attr), (to_folder, to_name, target))
-    if target is not None and attr.is_dir and not target.is_dir:
-        raise NotADirectory(f"{where(to_folder, to_name)} is no directory, and {where(folder, name)} is")
-    if target is not None and target.is_dir and not attr.is_dir:
-        raise IsADirectory(f"{where(to_folder, to_name)} is a directory, and {where(folder, name)} is not")
+    if target is not None:
+        _must_give_way(tree, where(folder, name), attr, where(to_folder, to_name), target, folder)
     base_etag = tree.source_etag(to_folder, to_name)
     if target is not None and target.is_dir:
         take_folder(tree, to_folder, to_name, target)
@@ -123,11 +121,26 @@ def _place(tree: Inodes, moved: _Moved, folder: Folder, name: bytes) -> None:
     tree.db.execute("UPDATE inodes SET ctime_ns = ? WHERE ino = ?", (tree.now_ns, moved.attr.ino))
 
 
+def _must_give_way(tree: Inodes, name: str, attr: Attr, to_name: str, target: Attr, folder: Folder) -> None:
+    if _is_within(tree, target, folder):
+        raise NotEmpty(f"{to_name} is not empty: {name} is in it")
+    if attr.is_dir and not target.is_dir:
+        raise NotADirectory(f"{to_name} is no directory, and {name} is")
+    if target.is_dir and not attr.is_dir:
+        raise IsADirectory(f"{to_name} is a directory, and {name} is not")
+
+
 def _not_into_itself(tree: Inodes, attr: Attr, folder: Folder) -> None:
-    if attr.is_dir:
-        path = tree.folder(split_ino(attr.ino)[0]).path
-        if folder.path == path or folder.path.startswith(path + b"/"):
-            raise InvalidInput(f"{where(folder)} is in the directory that is to be moved there")
+    if _is_within(tree, attr, folder):
+        raise InvalidInput(f"{where(folder)} is in the directory that is to be moved there")
+
+
+def _is_within(tree: Inodes, attr: Attr, folder: Folder) -> bool:
+    """Whether a directory is this one or below it."""
+    if not attr.is_dir:
+        return False
+    path = tree.folder(split_ino(attr.ino)[0]).path
+    return folder.path == path or folder.path.startswith(path + b"/")
 
 
 def _want_moved(
@@ -171,6 +184,15 @@ def _want_folders(tree: Inodes, dataset: str, moved: Iterable[_Moved], files: se
         journal.want_mkdir(tree.db, dataset, path)
     for path in sorted(olds - news - files, reverse=True):
         journal.want_rmdir(tree.db, dataset, path)
+
+
+def replace_tree(tree: Inodes, parent: Place, name: bytes, to_parent: Place, to_name: bytes) -> Attr:
+    folder, to_folder = tree.locate_folder(parent), tree.locate_folder(to_parent)
+    attr, target = tree.get(folder, name), tree.find(to_folder, to_name)
+    if target is not None and target.ino != attr.ino:
+        _not_into_itself(tree, target, folder)
+        remove_tree(tree, (to_folder.dataset, to_folder.below(to_name).decode("utf-8", "surrogateescape")))
+    return rename(tree, parent, name, to_parent, to_name)
 
 
 def remove_tree(tree: Inodes, place: Place) -> int:

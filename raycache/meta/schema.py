@@ -273,7 +273,14 @@ CREATE TABLE let_go (                     -- bytes of segments that were let go,
 CREATE INDEX let_go_by_segment ON let_go (segment, offset);
 """
 
-MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING, _LET_GO)
+_DROPPED = """
+CREATE TABLE dropped (                    -- segments that are deleted and no commit may name any more; the newest
+    number  INTEGER PRIMARY KEY,
+    segment TEXT NOT NULL UNIQUE
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_NAMESPACE, _SCALE, _RETENTION, _WRITING, _LET_GO, _DROPPED)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -49,6 +49,7 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "rmdir": naming.rmdir,
     "remove_tree": renaming.remove_tree,
     "rename": renaming.rename,
+    "replace_tree": renaming.replace_tree,
     "setattr": attributes.setattr_,
     "setxattr": attributes.setxattr,
     "removexattr": attributes.removexattr,
@@ -57,12 +58,13 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "release": naming.release,
     "extend_segment": committing.extend_segment,
     "let_go_segments": letgo.let_go_segments,
+    "drop_segments": letgo.drop_segments,
     "set_write_type": committing.set_write_type,
     "discard_conflicts": conflicts.discard_conflicts,
 }
 PUBLISH, SYNC = "publish", "sync"
 """Done when what the others of their call did is stored."""
-DURABLE = {"let_go_segments", "discard_conflicts", "set_write_type"}
+DURABLE = {"let_go_segments", "drop_segments", "discard_conflicts", "set_write_type"}
 """Changes after which something is deleted that could not be had back, or that others were promised."""
 MAKERS = ("mknod", "symlink", "put")
 """Verbs that make an inode, or may."""

@@ -1,5 +1,5 @@
 """A thread that keeps room for what will be written: it deletes segments that are left over, and, when much of the
-quota is used or the worker is to leave, those whose bytes the source has.
+quota is used or the worker is to leave, does so sooner, and deletes those whose bytes the source has.
 
 Responsible for: when. Not responsible for: what may go (``segments``, and the master).
 
@@ -14,9 +14,9 @@ from typing import Protocol
 
 from raycache.core.scheduling import THREADS, Scheduler
 from raycache.errors import RaycacheError
-from raycache.store.segments import SegmentStore
+from raycache.store.segments import LEFT_OVER_FULL_S, LEFT_OVER_S, SegmentStore
 
-LOOK_S, SWEEP_S = 2.0, 60.0
+LOOK_S, SWEEP_S, SWEEP_FULL_S = 2.0, 60.0, 10.0
 FULL, LOW = 0.6, 0.4
 """Shares of the quota: where letting go begins, and to which it goes on."""
 _log = logging.getLogger("raycache.store")
@@ -28,6 +28,8 @@ class Master(Protocol):
     def known_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]: ...
 
     def let_go_segments(self, worker_id: str, segments: Sequence[str]) -> list[int]: ...
+
+    def drop_segments(self, worker_id: str, segments: Sequence[str]) -> list[bool]: ...
 
 
 class LettingGo:
@@ -57,13 +59,18 @@ class LettingGo:
         worker_id = self._segments.worker_id
         if not worker_id:
             return
-        want_bytes = self._segments.surplus_bytes(0.0 if self._segments.leaving else LOW)
-        if self._segments.leaving or self._segments.fullness > FULL:
-            self._segments.let_go(lambda names: self._master.let_go_segments(worker_id, names), want_bytes)
+        is_urgent = self._segments.leaving or self._segments.fullness > FULL
         now = self._scheduler.monotonic()
-        if now - self._swept >= SWEEP_S:
+        if now - self._swept >= (SWEEP_FULL_S if is_urgent else SWEEP_S):
             self._swept = now
-            self._segments.sweep(lambda names: self._master.known_segments(worker_id, names))
+            self._segments.sweep(
+                lambda names: self._master.known_segments(worker_id, names),
+                lambda names: self._master.drop_segments(worker_id, names),
+                LEFT_OVER_FULL_S if is_urgent else LEFT_OVER_S,
+            )
+        if is_urgent:
+            want_bytes = self._segments.surplus_bytes(0.0 if self._segments.leaving else LOW)
+            self._segments.let_go(lambda names: self._master.let_go_segments(worker_id, names), want_bytes)
 
     def _run(self) -> None:
         while True:

@@ -4,8 +4,8 @@ Responsible for: a directory that is this worker's alone, room, reads for other 
 cannot open the directory, deleting what is left over. Not responsible for: the files themselves (``segmentfile``) and
 what a commit names (the master knows).
 
-What is neither locked by its writer nor known to the master is deleted, when that has been so for LEFT_OVER_S: a commit
-may still be on its way when its writer has died.
+What is neither locked by its writer nor known to the master is deleted, when that has been so for a while: the server
+of a mount that was killed has a successor, which goes on with it. A commit that comes later still is refused.
 
 Bounds: writers of clients by CLIENT_WRITERS. Threading: safe.
 """
@@ -35,8 +35,8 @@ NODE = "node"
 """File that says which node had a directory last."""
 LOCK_WAIT_S = 5.0
 """A worker that was killed holds its lock until the kernel has taken it apart."""
-LEFT_OVER_S = 600.0
-"""How long a segment that nobody holds and no commit names is kept: longer than a commit is on its way."""
+LEFT_OVER_S, LEFT_OVER_FULL_S = 600.0, 30.0
+"""How long a segment that nobody holds and no commit names is kept: that long where there is room, and at least."""
 CLIENT_WRITERS = 1024
 CLIENT_IDLE_S = 600.0
 """How long a writer is held open for a client that says nothing; clients that live say something more often."""
@@ -51,6 +51,8 @@ Known = Callable[[Sequence[str]], Sequence[bool]]
 """Whether the master knows of segments of this worker."""
 LetGo = Callable[[Sequence[str]], Sequence[int]]
 """See client.treeapi.TreeApi.let_go_segments."""
+Drop = Callable[[Sequence[str]], Sequence[bool]]
+"""See client.treeapi.TreeApi.drop_segments."""
 
 
 @dataclass
@@ -210,8 +212,8 @@ class SegmentStore:
 
     # Upkeep.
 
-    def sweep(self, known: Known) -> int:
-        """Delete what is left over; how many bytes that were. Raises what ``known`` raises, and then nothing went."""
+    def sweep(self, known: Known, drop: Drop, patience_s: float = LEFT_OVER_S) -> int:
+        """Delete what has been left over for so long; how many bytes that were. Raises what the master raises."""
         self._release_idle()
         now = self._clock()
         found = self._found()
@@ -219,26 +221,41 @@ class SegmentStore:
         for start in range(0, len(found), KNOWN_AT_ONCE):
             names = [path.name for path, _ in found[start : start + KNOWN_AT_ONCE]]
             needed.update(name for name, is_known in zip(names, known(names), strict=True) if is_known)
-        unknown = {path.name: path for path, _ in found if path.name not in needed}
-        self._suspects = {name: self._suspects.get(name, now) for name in unknown}
-        swept = 0
-        for name, path in unknown.items():
-            try:
-                fd = self._files.lock_file(path, 0.0)
-            except (BlockingIOError, FileNotFoundError):
-                del self._suspects[name]  # it is being written, or was discarded
-                continue
-            try:
-                # While we hold the lock nobody begins to write it; a commit from before would be known by now.
-                if now - self._suspects[name] >= LEFT_OVER_S:
-                    swept += self._files.size_bytes(fd)
-                    self._files.remove(path)
-                    self._segments.forget(name)
-                    del self._suspects[name]
-            finally:
-                self._files.close(fd)
+        unknown = [path for path, _ in found if path.name not in needed]
+        self._suspects = {path.name: self._suspects.get(path.name, now) for path in unknown}
+        swept = sum(
+            self._drop(unknown[start : start + LET_GO_AT_ONCE], drop, now - patience_s)
+            for start in range(0, len(unknown), LET_GO_AT_ONCE)
+        )
         self._swept_bytes += swept
         return swept
+
+    def _drop(self, unknown: Sequence[Path], drop: Drop, before: float) -> int:
+        """Delete those that nobody holds, and that have been suspects since earlier; how many bytes that were."""
+        held: dict[Path, int] = {}
+        gone = 0
+        try:
+            for path in unknown:
+                try:
+                    fd = self._files.lock_file(path, 0.0)
+                except (BlockingIOError, FileNotFoundError):
+                    del self._suspects[path.name]  # it is being written, or was discarded
+                    continue
+                if self._suspects[path.name] > before:
+                    self._files.close(fd)
+                else:
+                    held[path] = fd  # nobody begins to write it meanwhile
+            names = [path.name for path in held]
+            for (path, fd), is_dropped in zip(held.items(), drop(names) if names else (), strict=True):
+                if is_dropped:
+                    gone += self._files.size_bytes(fd)
+                    self._files.remove(path)
+                    self._segments.forget(path.name)
+                    del self._suspects[path.name]
+        finally:
+            for fd in held.values():
+                self._files.close(fd)
+        return gone
 
     def let_go(self, ask: LetGo, want_bytes: int) -> int:
         """Delete segments that nobody writes and whose bytes are all in the source, oldest first, until so many bytes

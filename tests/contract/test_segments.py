@@ -16,7 +16,7 @@ from raycache.core.values import Failed
 from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
 from raycache.store.fileops import FileOps
 from raycache.store.segmentfile import NodeSegments, SegmentFiles, SegmentWriter
-from raycache.store.segments import CALM_S, LEFT_OVER_S, SegmentStore, claim_directory
+from raycache.store.segments import CALM_S, LEFT_OVER_FULL_S, LEFT_OVER_S, SegmentStore, claim_directory
 from raycache.testing.inprocess import InProcessCache, InProcessSegments
 
 QUOTA = 1 << 20
@@ -150,6 +150,14 @@ def make_store(directory: Path, clock: Clock, **more: object) -> SegmentStore:
     return store
 
 
+def all_of(segments: list[str]) -> list[bool]:
+    return [True] * len(segments)
+
+
+def none_of(segments: list[str]) -> list[bool]:
+    return [False] * len(segments)
+
+
 def test_what_is_left_over_goes_after_a_while_and_nothing_else(tmp_path: Path) -> None:
     clock = Clock()
     store = make_store(tmp_path / "segments", clock)
@@ -161,18 +169,18 @@ def test_what_is_left_over_goes_after_a_while_and_nothing_else(tmp_path: Path) -
     def known(segments: list[str]) -> list[bool]:
         return [segment == committed.segment for segment in segments]
 
-    assert store.sweep(known) == 0
+    assert store.sweep(known, all_of) == 0
     clock.now += LEFT_OVER_S - 1
-    assert store.sweep(known) == 0
+    assert store.sweep(known, all_of) == 0
     clock.now += 2
-    assert store.sweep(known) == 4
+    assert store.sweep(known, all_of) == 4
     there = {path.name for path in (tmp_path / "segments").iterdir()}
     assert there == {writing.segment, committed.segment, "not ours"}
     assert isinstance(store.read([SegmentRange(left.segment, 0, 1)])[0], Failed)
     writing.release()  # its commit did not come
-    store.sweep(known)
+    store.sweep(known, all_of)
     clock.now += LEFT_OVER_S + 1
-    assert store.sweep(known) == 4
+    assert store.sweep(known, all_of) == 4
     assert store.status()["segments"] == 1
 
 
@@ -231,7 +239,7 @@ def test_nothing_is_deleted_when_the_master_does_not_answer(tmp_path: Path) -> N
 
     for _ in range(3):
         with pytest.raises(Unavailable):
-            store.sweep(away)
+            store.sweep(away, all_of)
         clock.now += LEFT_OVER_S
     assert len(store.held()) == 1
 
@@ -241,11 +249,27 @@ def test_a_commit_that_comes_late_is_in_time(tmp_path: Path) -> None:
     store = make_store(tmp_path / "segments", clock)
     writer = make(store)
     writer.release()
-    store.sweep(lambda segments: [False] * len(segments))
+    store.sweep(none_of, all_of)
     clock.now += LEFT_OVER_S / 2
-    store.sweep(lambda segments: [True] * len(segments))
+    store.sweep(all_of, all_of)
     clock.now += LEFT_OVER_S
-    assert store.sweep(lambda segments: [False] * len(segments)) == 0, "its time begins anew"
+    assert store.sweep(none_of, all_of) == 0, "its time begins anew"
+
+
+def test_where_room_is_short_what_is_left_over_goes_sooner_unless_a_commit_was_quicker(tmp_path: Path) -> None:
+    clock = Clock()
+    store = make_store(tmp_path / "segments", clock)
+    left, committed = make(store), make(store)
+    left.release()
+    committed.release()
+
+    def drop(segments: list[str]) -> list[bool]:
+        return [segment == left.segment for segment in segments]
+
+    assert store.sweep(none_of, drop, LEFT_OVER_FULL_S) == 0
+    clock.now += LEFT_OVER_FULL_S
+    assert store.sweep(none_of, drop, LEFT_OVER_FULL_S) == 4
+    assert [one.segment for one in store.held()] == [committed.segment]
 
 
 def test_writers_of_clients_that_say_nothing_are_given_up(tmp_path: Path) -> None:
@@ -256,7 +280,7 @@ def test_writers_of_clients_that_say_nothing_are_given_up(tmp_path: Path) -> Non
     for _ in range(5):
         clock.now += LEFT_OVER_S * 0.9
         store.hold([talking])
-        store.sweep(lambda segments: [False] * len(segments))
+        store.sweep(none_of, all_of)
     assert [one.segment for one in store.held()] == [talking]
     with pytest.raises(NotFound):
         store.write(silent, 1, b"y")

@@ -306,6 +306,7 @@ def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
     )
     try:
         while killed and program.poll() is None:

@@ -1,6 +1,6 @@
-"""Two directories that must not differ: whatever is done to one is done to the other, and all of both compared.
+"""A local directory and one in a mount that must not differ: see ``twin_trees``, which has to be importable.
 
-    python twins.py LOCAL MOUNTED EXAMPLES STEPS [SEED]
+    PYTHONPATH=tests python tests/fuse/twins.py LOCAL MOUNTED EXAMPLES STEPS [SEED]
 
 Needs root, which takes the part of several users. The steps are drawn by Hypothesis, which makes the shortest it can of
 those that end in a difference. Prints the seed on the first line, and how many steps there were on the last.
@@ -23,20 +23,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, Verbosity, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import rule, run_state_machine_as_test
+from twin_trees import LIBC, LocalTree, TwinTrees, modes, names, offsets, outcome, paths, sizes, some_bytes
 
-LIBC = ctypes.CDLL(None, use_errno=True)
-AT_FDCWD = -100
 HANDLES = 4
 _numbers = itertools.count()
 _steps = itertools.count()
 
-names = st.sampled_from(["a", "b", "c"])
-paths = st.lists(names, min_size=1, max_size=3).map("/".join)
-offsets = st.sampled_from([0, 1, 10, 4095, 4096, 5000, 70_000])
-sizes = st.sampled_from([0, 1, 100, 4096, 9000, 140_000])
 users = st.sampled_from([0, 0, 1000, 1001])
-modes = st.sampled_from([0o644, 0o600, 0o755, 0o4755, 0o2770, 0o000])
 flag_sets = st.sampled_from(
     [
         os.O_RDONLY,
@@ -53,14 +47,6 @@ flag_sets = st.sampled_from(
 )
 
 
-def outcome(call: Callable[[], Any]) -> Any:
-    """What a call returns, or the error that it meets."""
-    try:
-        return call()
-    except OSError as error:
-        return f"errno {error.errno}"
-
-
 @contextmanager
 def acting_as(user: int) -> Iterator[None]:
     """As a user of the same number as their group, who is in no other; 0 is root."""
@@ -71,18 +57,6 @@ def acting_as(user: int) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
-
-
-def rename_with(old: str, new: str, flags: int) -> int:
-    """renameat2(2)."""
-    done: int = LIBC.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)
-    if done < 0:
-        raise OSError(ctypes.get_errno(), "renameat2")
-    return done
-
-
-def some_bytes(length: int, number: int) -> bytes:
-    return random.Random(number).randbytes(length)
 
 
 def seen(root: str) -> dict[str, Any]:
@@ -110,7 +84,7 @@ def seen(root: str) -> dict[str, Any]:
     return found
 
 
-class Twins(RuleBasedStateMachine):
+class Twins(TwinTrees):
     """A local directory, and one in a mount."""
 
     roots: tuple[str, str]
@@ -130,17 +104,16 @@ class Twins(RuleBasedStateMachine):
         self.user = 0
         self.open = [[os.open(f"{root}/{path}", os.O_RDWR) for root in self.here] for path in ("a", "b/a")]
 
-    def both(self, call: Callable[[str], Any]) -> None:
-        """Do something in each directory: it must come to the same, and leave the same behind."""
+    def both(self, call: Callable[[LocalTree], Any]) -> None:
         next(_steps)
         local, mounted = (self.outcome_in(root, call) for root in self.here)
         assert mounted == local, f"{mounted!r} in the mount, {local!r} locally"
         self.compare()
 
-    def outcome_in(self, root: str, call: Callable[[str], Any]) -> Any:
+    def outcome_in(self, root: str, call: Callable[[LocalTree], Any]) -> Any:
         os.chdir(root)  # no other user needs to get through what is above it
         with acting_as(self.user):
-            return outcome(lambda: call("."))
+            return outcome(lambda: call(LocalTree(".")))
 
     def both_open(self, which: int, call: Callable[[int], Any]) -> None:
         """The same with a file that is open, if any is."""
@@ -162,67 +135,27 @@ class Twins(RuleBasedStateMachine):
 
     @rule(path=paths, user=users, group=users)
     def chown(self, path: str, user: int, group: int) -> None:
-        self.both(lambda root: os.chown(f"{root}/{path}", user, group, follow_symlinks=False))
+        self.both(lambda tree: os.chown(tree.at(path), user, group, follow_symlinks=False))
 
     @rule(path=paths, mode=st.integers(0, 7))
     def access(self, path: str, mode: int) -> None:
-        self.both(lambda root: os.access(f"{root}/{path}", mode, effective_ids=True))
-
-    @rule(path=paths)
-    def listdir(self, path: str) -> None:
-        self.both(lambda root: sorted(os.listdir(f"{root}/{path}")))
-
-    @rule(path=paths, mode=modes)
-    def mkdir(self, path: str, mode: int) -> None:
-        self.both(lambda root: os.mkdir(f"{root}/{path}", mode))
-
-    @rule(path=paths)
-    def rmdir(self, path: str) -> None:
-        self.both(lambda root: os.rmdir(f"{root}/{path}"))
-
-    @rule(path=paths)
-    def unlink(self, path: str) -> None:
-        self.both(lambda root: os.unlink(f"{root}/{path}"))
-
-    @rule(path=paths, to=paths, flags=st.sampled_from([0, 0, 0, 1, 2]))
-    def rename(self, path: str, to: str, flags: int) -> None:
-        self.both(lambda root: rename_with(f"{root}/{path}", f"{root}/{to}", flags))
+        self.both(lambda tree: os.access(tree.at(path), mode, effective_ids=True))
 
     @rule(path=paths, to=paths)
     def link(self, path: str, to: str) -> None:
-        self.both(lambda root: os.link(f"{root}/{path}", f"{root}/{to}", follow_symlinks=False))
+        self.both(lambda tree: os.link(tree.at(path), tree.at(to), follow_symlinks=False))
 
     @rule(path=paths, what=paths)
     def symlink(self, path: str, what: str) -> None:
-        self.both(lambda root: os.symlink(what, f"{root}/{path}"))
-
-    @rule(path=paths, mode=modes)
-    def chmod(self, path: str, mode: int) -> None:
-        self.both(lambda root: os.chmod(f"{root}/{path}", mode))
-
-    @rule(path=paths, size=sizes)
-    def write_whole(self, path: str, size: int) -> None:
-        self.both(lambda root: Path(f"{root}/{path}").write_bytes(some_bytes(size, size)))
-
-    @rule(path=paths, size=st.one_of(offsets, sizes))
-    def truncate(self, path: str, size: int) -> None:
-        self.both(lambda root: os.truncate(f"{root}/{path}", size))
-
-    @rule(path=paths, second=st.integers(0, 2_000_000_000))
-    def utime(self, path: str, second: int) -> None:
-        def call(root: str) -> int:
-            os.utime(f"{root}/{path}", ns=(second * 10**9 + 1, second * 10**9 + 2))
-            return os.stat(f"{root}/{path}").st_mtime_ns
-
-        self.both(call)
+        self.both(lambda tree: os.symlink(what, tree.at(path)))
 
     @rule(path=paths, name=names, value=st.binary(max_size=10))
     def setxattr(self, path: str, name: str, value: bytes) -> None:
-        self.both(lambda root: os.setxattr(f"{root}/{path}", f"user.{name}", value))
+        self.both(lambda tree: os.setxattr(tree.at(path), f"user.{name}", value))
 
     @rule(path=paths, name=names)
     def removexattr(self, path: str, name: str) -> None:
-        self.both(lambda root: os.removexattr(f"{root}/{path}", f"user.{name}"))
+        self.both(lambda tree: os.removexattr(tree.at(path), f"user.{name}"))
 
     @rule(path=paths, flags=flag_sets, mode=modes)
     def open_file(self, path: str, flags: int, mode: int) -> None:
@@ -230,8 +163,8 @@ class Twins(RuleBasedStateMachine):
             self.close(0)
         fds: list[int] = []
 
-        def call(root: str) -> bool:
-            fds.append(os.open(f"{root}/{path}", flags, mode))
+        def call(tree: LocalTree) -> bool:
+            fds.append(os.open(tree.at(path), flags, mode))
             return True
 
         self.both(call)

@@ -11,6 +11,7 @@ from written import ROOT, Cache, segment_content
 from raycache.core.inode import Content, Extent
 from raycache.core.persisting import DONE, Outcome
 from raycache.errors import Changed
+from raycache.meta import letgo
 from raycache.meta.handout import Handout
 
 LATER_NS = 10**19 // 4
@@ -82,3 +83,20 @@ def test_who_read_before_where_its_bytes_lay_finds_them(cache: Cache) -> None:
     assert cache.tree.content(("data", "copy"))[1].extents == (Extent(0, 10, path="x", etag="put-x"),)
     with pytest.raises(Changed):
         cache.tree.put(ROOT, b"copy", 0o644, Content(9, (beyond._replace(at=0),)), [], 5)
+
+
+def test_a_commit_that_names_what_was_dropped_is_refused(cache: Cache) -> None:
+    put(cache, "x", "s")
+    assert cache.tree.drop_segments("worker", ["s", "left"]) == [False, True]
+    assert cache.tree.drop_segments("worker", ["left"]) == [True], "asked again"
+    with pytest.raises(Changed, match="write them again"):
+        put(cache, "late", "left")
+    assert cache.names().count("late") == 0
+    put(cache, "y", "s", 10)
+    assert cache.rows("SELECT segment FROM segments") == [("s",)]
+
+
+def test_what_was_dropped_is_remembered_up_to_a_bound(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letgo, "DROPPED_MAX", 3)
+    cache.tree.drop_segments("worker", list("abcde"))
+    assert cache.rows("SELECT segment FROM dropped ORDER BY number") == [("c",), ("d",), ("e",)]

@@ -54,7 +54,7 @@ def test_a_directory_is_replaced_in_one_step(cache: InProcessCache, monkeypatch:
             return apply(verbs)
 
         monkeypatch.setattr(cache.metadata.tree, "apply", noted)
-    assert asked == [["remove_tree", "rename"]]
+    assert asked == [["replace_tree"]]
     assert tree(cache.files) == ["table/new"]
 
 

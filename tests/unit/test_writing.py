@@ -371,6 +371,44 @@ def test_files_and_trees_are_moved(files: FileSystem) -> None:
         files.rename(f"{ROOT}/none", f"{ROOT}/listed")
 
 
+def test_a_walk_shows_what_was_written_since_the_last_one(files: FileSystem) -> None:
+    files.mkdir(f"{ROOT}/made")
+    for name in ("a", "b"):
+        files.touch(f"{ROOT}/made/{name}")
+        assert list(files.walk(f"{ROOT}/made"))[0][2][-1] == name
+
+
+@pytest.mark.parametrize("search", ["walk", "glob"])
+def test_what_is_made_in_a_directory_that_was_moved_twice_is_found(files: FileSystem, search: str) -> None:
+    def look() -> None:
+        list(files.walk(f"{ROOT}/top") if search == "walk" else files.glob(f"{ROOT}/top/**/*"))
+
+    files.mkdir(f"{ROOT}/top/b", parents=True)
+    for step in (("top/b", "top/c"), ("top/c", "top/a")):
+        look()
+        files.rename(f"{ROOT}/{step[0]}", f"{ROOT}/{step[1]}")
+    look()
+    files.touch(f"{ROOT}/top/a/new")
+    assert list(files.walk(f"{ROOT}/top")) == [(f"{ROOT}/top", ["a"], []), (f"{ROOT}/top/a", [], ["new"])]
+    assert files.glob(f"{ROOT}/top/*/*") == [f"{ROOT}/top/a/new"]
+
+
+def test_what_cannot_take_the_place_of_a_directory_leaves_it(files: FileSystem) -> None:
+    for source in ("none", "sub/deep", "sub"):
+        with pytest.raises((NotFound, InvalidInput)):
+            files.replace_tree(f"{ROOT}/{source}", f"{ROOT}/sub" if source != "sub" else f"{ROOT}/sub/deep")
+    assert files.read_many([f"{ROOT}/sub/deep/file"]) == [b"deep"]
+    files.replace_tree(f"{ROOT}/listed", f"{ROOT}/sub")
+    assert files.listdir(ROOT) == ["sub"]
+
+
+def test_a_directory_that_something_is_in_does_not_give_way_to_it(files: FileSystem) -> None:
+    with pytest.raises(NotEmpty, match="is in it"):
+        files.rename(f"{ROOT}/sub/deep/file", f"{ROOT}/sub")
+    with pytest.raises(Exists):
+        files.rename(f"{ROOT}/sub", f"{ROOT}/sub/deep", replace=False)
+
+
 def test_what_another_client_moved_has_its_new_path(cache: InProcessCache, files: FileSystem) -> None:
     _, other = cache.another()
     assert files.stat(f"{ROOT}/sub/deep/file").path == "sub/deep/file"
