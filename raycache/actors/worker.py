@@ -28,6 +28,7 @@ from raycache.config import Settings
 from raycache.core.inode import Verb
 from raycache.core.membership import Report, View
 from raycache.core.persisting import Task
+from raycache.core.repeating import keep_doing
 from raycache.core.retention import Retention
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.values import Buffer, Failed, Fetch, Filed, Freed
@@ -40,15 +41,14 @@ from raycache.store.contents import WrittenFiles
 from raycache.store.directory import open_directories
 from raycache.store.fetchqueue import SourceLimits
 from raycache.store.identity import find_identity
-from raycache.store.lettinggo import LettingGo
+from raycache.store.lettinggo import LOOK_S, LettingGo
 from raycache.store.moving import Mover
 from raycache.store.peers import About, Peers
 from raycache.store.persisting import Persister
 from raycache.store.pressure import MemoryWatch
 from raycache.store.segments import NAME as SEGMENTS
 from raycache.store.segments import SegmentStore, claim_directory
-from raycache.store.tending import Tending
-from raycache.store.tiers import Kept, Tiers
+from raycache.store.tiers import TEND_BLOCKS, TEND_S, Kept, Tiers
 from raycache.ufs.base import Limits
 from raycache.ufs.sources import SourceAccess, Sources
 
@@ -97,8 +97,7 @@ class WorkerActor:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         bytes_at = ByteServer(host, self._ranges)
         self._mover = Mover(self._store, tiers, peers, identity, bytes_at.address)
-        self._tending = Tending(tiers)
-        self._letting_go = LettingGo(self._segments, tree)
+        letting_go = LettingGo(self._segments, tree)
         self._persister = Persister(
             self._exchange, sources, ExtentReader(self._segments.read, sources), self._segments,
             settings.persist_concurrency,
@@ -106,8 +105,8 @@ class WorkerActor:
         self._waits, self._waits_lock = WaitTable(), threading.Lock()
         self._store.start()
         self._mover.start()
-        self._tending.start()
-        self._letting_go.start()
+        keep_doing(lambda: tiers.tend(TEND_BLOCKS), TEND_S, "tend", "cannot drop what is not to be kept")
+        keep_doing(letting_go.step, LOOK_S, "let-go", "cannot look after segments")
         self._persister.start()
         bytes_at.start()
         self._watch.start()

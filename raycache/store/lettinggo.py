@@ -1,25 +1,22 @@
-"""A thread that keeps room for what will be written: it deletes segments that are left over, and, when much of the
-quota is used or the worker is to leave, does so sooner, and deletes those whose bytes the source has.
+"""Keeps room for what will be written: segments that are left over are deleted, and, when much of the quota is used or
+the worker is to leave, they are sooner, and so are those whose bytes the source has.
 
 Responsible for: when. Not responsible for: what may go (``segments``, and the master).
 
-Threading: one thread; one call to the master at a time.
+Threading: one thread steps; one call to the master at a time.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 from raycache.core.scheduling import THREADS, Scheduler
-from raycache.errors import RaycacheError
 from raycache.store.segments import LEFT_OVER_FULL_S, LEFT_OVER_S, SegmentStore
 
 LOOK_S, SWEEP_S, SWEEP_FULL_S = 2.0, 60.0, 10.0
 FULL, LOW = 0.6, 0.4
 """Shares of the quota: where letting go begins, and to which it goes on."""
-_log = logging.getLogger("raycache.store")
 
 
 class Master(Protocol):
@@ -33,26 +30,13 @@ class Master(Protocol):
 
 
 class LettingGo:
-    """See the module. ``start`` before use, ``stop`` after."""
+    """See the module."""
 
     def __init__(self, segments: SegmentStore, master: Master, scheduler: Scheduler = THREADS) -> None:
         self._segments = segments
         self._master = master
-        self._scheduler = scheduler
-        self._lock = scheduler.lock()
-        self._ending = scheduler.condition(self._lock)
-        self._stopping = False
-        self._swept = scheduler.monotonic()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._scheduler.spawn(self._run, "let-go")
-
-    def stop(self) -> None:
-        """End it, with what it is at."""
-        with self._lock:
-            self._stopping = True
-            self._ending.notify_all()
+        self._clock = scheduler.monotonic
+        self._swept = self._clock()
 
     def step(self) -> None:
         """Look once. Raises what the master raises."""
@@ -60,7 +44,7 @@ class LettingGo:
         if not worker_id:
             return
         is_urgent = self._segments.leaving or self._segments.fullness > FULL
-        now = self._scheduler.monotonic()
+        now = self._clock()
         if now - self._swept >= (SWEEP_FULL_S if is_urgent else SWEEP_S):
             self._swept = now
             self._segments.sweep(
@@ -71,15 +55,3 @@ class LettingGo:
         if is_urgent:
             want_bytes = self._segments.surplus_bytes(0.0 if self._segments.leaving else LOW)
             self._segments.let_go(lambda names: self._master.let_go_segments(worker_id, names), want_bytes)
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if self._ending.wait_for(lambda: self._stopping, LOOK_S):
-                    return
-            try:
-                self.step()
-            except RaycacheError as error:
-                _log.warning("the master cannot be asked which segments are needed: %s", error)
-            except Exception:  # noqa: BLE001 - the thread must outlive whatever a disk brings
-                _log.exception("cannot look after segments")

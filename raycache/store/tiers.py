@@ -24,6 +24,9 @@ from raycache.store.directory import Directory
 from raycache.store.ledger import Ledger, Reservation
 from raycache.store.openblock import OpenBlock
 
+TEND_S, TEND_BLOCKS = 1.0, 64
+"""How often what is not to be kept is dropped, and how much of it in each tier: 2 GiB a second of blocks of 32 MiB."""
+
 
 class BlockMemory(Protocol):
     """Where sealed blocks lie: plasma in a worker, plain memory in tests."""
