@@ -84,7 +84,8 @@ def utilisation(case: str, home: Path, names: list[str], accelerators: int, epoc
         for _ in range(epochs + 1):
             workload.drop_page_cache()
             start.wait(WAIT_S)
-        return min(told.get(timeout=WAIT_S) for _ in processes)
+        slowest: float = min(told.get(timeout=WAIT_S) for _ in processes)
+        return slowest
     finally:
         for process in processes:
             process.join(WAIT_S)

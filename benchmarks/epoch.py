@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import tempfile
@@ -57,7 +58,7 @@ def measure(files: int, size_bytes: int, rounds: int) -> dict[str, list[float]]:
         store_bytes = int(2.8 * files * size_bytes) + (256 << 20)
         ray.init(
             address="local", object_store_memory=store_bytes, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )  # fmt: skip
         try:
             for number in range(rounds):

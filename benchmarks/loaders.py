@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -117,7 +118,8 @@ class LocalFiles(Dataset):
 
 def loaders(arguments: argparse.Namespace) -> Found:
     """Epochs by case, one per round."""
-    files, found = arguments.files, defaultdict(list)
+    files: int = arguments.files
+    found: Found = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch, ObjectStoreServer() as server:
         home = Path(scratch)
         names = stored(server, home, files, arguments.size)
@@ -155,7 +157,7 @@ def cached(size_bytes: int, server: ObjectStoreServer, home: Path) -> Iterator[N
     os.environ.update(server.environ, RAYCACHE_STATE_DIR=str(home / "state"), RAYCACHE_MEM="50%")
     ray.init(
         address="local", object_store_memory=int(2.4 * size_bytes) + (512 << 20), include_dashboard=False,
-        log_to_driver=False, logging_level="ERROR",
+        log_to_driver=False, logging_level=logging.ERROR,
     )  # fmt: skip
     try:
         os.environ["RAYCACHE_ADDRESS"] = ray.get_runtime_context().gcs_address  # for processes that are started here
@@ -240,7 +242,7 @@ class Peer:
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        said = json.loads(line) if line else {"samples": None}
+        said: dict[str, Any] = json.loads(line) if line else {"samples": None}
         if said["samples"] != self._files:
             raise RuntimeError(f"{self.name}: {said}; see {self._log.name}")
         cpu_s = workload.cpu_s(self.process.pid) - before
@@ -385,12 +387,14 @@ def made_up_actors(files: int) -> Any:
     from raycache.actors.names import WORKER_GROUPS
     from raycache.actors.worker import WorkerActor
     from raycache.meta import metadata
-    from raycache.ufs import sources
+    from raycache.ufs import registry, sources
 
     def make_up() -> None:
-        made, open_real = MadeUp(MADE_UP, files), sources.open_ufs
+        made, open_real = MadeUp(MADE_UP, files), registry.open_ufs
         for module in (sources, metadata):
-            module.open_ufs = lambda uri, *rest: made if uri == MADE_UP else open_real(uri, *rest)
+            module.open_ufs = (  # type: ignore[attr-defined]
+                lambda uri, *rest: made if uri == MADE_UP else open_real(uri, *rest)
+            )
 
     class MadeUpWorker(WorkerActor):
         def __init__(self, *arguments: Any) -> None:
@@ -400,7 +404,8 @@ def made_up_actors(files: int) -> Any:
     class MadeUpMaster(MasterActor):
         def __init__(self, *arguments: Any) -> None:
             make_up()
-            fleet._REMOTE_WORKER = ray.remote(concurrency_groups=WORKER_GROUPS)(MadeUpWorker)
+            remote: Any = ray.remote
+            fleet._REMOTE_WORKER = remote(concurrency_groups=WORKER_GROUPS)(MadeUpWorker)
             super().__init__(*arguments)
 
     return MadeUpMaster
@@ -418,7 +423,7 @@ def startup(files: int) -> dict[str, float]:
         os.environ.update(RAYCACHE_STATE_DIR=str(Path(scratch) / "state"), RAYCACHE_MEM="1GB")
         ray.init(
             address="local", object_store_memory=max(4 << 30, 200 * files), include_dashboard=False,
-            log_to_driver=False, logging_level="ERROR",
+            log_to_driver=False, logging_level=logging.ERROR,
         )  # fmt: skip
         try:
             ray.data.DataContext.get_current().enable_progress_bars = False

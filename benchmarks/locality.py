@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import nodes
+import numpy as np
 import pyarrow as pa
 import report
 import workload
@@ -72,6 +73,7 @@ def measure(source: str, epochs: int) -> dict[str, list[float]]:
         "StreamDataset": lambda epoch: of_streams(source, epoch, near=False),
     }
     found: dict[str, list[float]] = {case: [] for case in cases}
+    read: Any
     for epoch in range(epochs):
         for case, read in cases.items():
             here = [owner[path] == node for path, node in read(epoch)]
@@ -93,7 +95,7 @@ def owners(source: str) -> dict[str, str]:
     start = 0
     for part, block, count in zip(*(column.tolist() for column in files.packs), strict=True):
         node = rank(manifests[part].block_id(block), workers)[0].node_id
-        found.update(dict.fromkeys(files.paths(list(range(start, start + count))), node))
+        found.update(dict.fromkeys(files.paths(np.arange(start, start + count)), node))
         start += count
     return found
 

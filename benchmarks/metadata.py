@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -82,14 +83,16 @@ def synthetic_master(files: int) -> Any:
     from raycache.actors.master import MasterActor
     from raycache.meta import metadata
     from raycache.testing.synthetic import SyntheticUfs
-    from raycache.ufs import sources
+    from raycache.ufs import registry, sources
 
     class SyntheticMaster(MasterActor):
         def __init__(self, settings: Any) -> None:
             made = SyntheticUfs(SOURCE, files)
-            open_real = sources.open_ufs
+            open_real = registry.open_ufs
             for module in (sources, metadata):
-                module.open_ufs = lambda uri, *rest: made if uri == SOURCE else open_real(uri, *rest)
+                module.open_ufs = (  # type: ignore[attr-defined]
+                    lambda uri, *rest: made if uri == SOURCE else open_real(uri, *rest)
+                )
             super().__init__(settings)
 
     return SyntheticMaster
@@ -110,7 +113,7 @@ def scale(home: Path, files: int) -> Found:
     store_bytes = int(max(4 << 30, min(12 << 30, 8 * 64 * files)))
     ray.init(
         address="local", object_store_memory=store_bytes, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )  # fmt: skip
     try:
         settings = load_settings()
@@ -312,7 +315,7 @@ def from_s3(home: Path) -> Found:
         store = server.bucket_store("keys")
         ray.init(
             address="local", object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )  # fmt: skip
         try:
             for number in range(5):
@@ -391,7 +394,7 @@ def redis_engine(home: Path) -> Iterator[tuple[str, Callable[[], int]]]:
         while "PONG" not in ask("ping") and time.monotonic() < deadline:
             time.sleep(0.05)
         memory = re.compile(r"used_memory:(\d+)")
-        yield f"redis://127.0.0.1:{REDIS_PORT}/1", lambda: int(memory.search(ask("info", "memory")).group(1))
+        yield f"redis://127.0.0.1:{REDIS_PORT}/1", lambda: int(memory.findall(ask("info", "memory"))[0])
     finally:
         server.terminate()
         server.wait(10)

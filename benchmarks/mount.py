@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -54,7 +55,7 @@ def main() -> None:
         os.environ.update(server.environ, RAYCACHE_STATE_DIR=str(home / "state"), RAYCACHE_MEM="85%")
         ray.init(
             address="local", object_store_memory=6 << 30, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )  # fmt: skip
         try:
             runs = {"small": small_files, "directories": directories, "large": large_file, "cost": cost}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import random
 import statistics
@@ -116,11 +117,15 @@ class Nodes:
         self.proxy.start()
         os.environ.update(server.environ, AWS_ENDPOINT_URL=self.proxy.endpoint)
         os.environ.update(RAYCACHE_MEM=str(times * MEM_BYTES), RAYCACHE_BLOCK_BYTES=str(BLOCK_BYTES))
-        options = {"num_cpus": 1, "object_store_memory": times * STORE_BYTES, "include_dashboard": False}
+        options: dict[str, Any] = {
+            "num_cpus": 1,
+            "object_store_memory": times * STORE_BYTES,
+            "include_dashboard": False,
+        }
         self._options = options
         self._cluster = Cluster(initialize_head=True, head_node_args=options)
         os.environ["RAYCACHE_ADDRESS"] = self._cluster.address
-        ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self._added = [self._cluster.add_node(**options) for _ in range(count - 1)]
         raycache.disconnect()
         raycache.init()
@@ -201,7 +206,7 @@ class Nodes:
         with contextlib.suppress(Exception):  # half of it may be gone
             raycache.shutdown()
         self._ray.shutdown()
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
         self.proxy.stop()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import random
@@ -115,7 +116,7 @@ def speed(home: Path, rounds: int) -> Found:
     os.environ.update(RAY_AUTH_MODE="disabled", RAYCACHE_STATE_DIR=str(home / "state"))
     ray.init(
         address="local", object_store_memory=4 << 30, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )  # fmt: skip
     os.environ["RAYCACHE_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
@@ -236,7 +237,8 @@ def hit_rate(policy: Any, fraction: float, files_per_block: int) -> float:
             before = store.status()["counters"]
     after = store.status()["counters"]
     store.stop()
-    return round((after["hits"] - before["hits"]) / (after["reads"] - before["reads"]), 4)
+    rate: float = (after["hits"] - before["hits"]) / (after["reads"] - before["reads"])
+    return round(rate, 4)
 
 
 def scan(home: Path, rounds: int) -> Found:

@@ -68,7 +68,8 @@ def read_epoch(root: Path | str, names: list[str], seed: int, readers: int = 1) 
             if process.returncode:
                 raise RuntimeError(f"a reader of {root} failed")
             found.append(json.loads(out))
-    return sum(each["files"] for each in found) / max(each["seconds"] for each in found)
+    rate: float = sum(each["files"] for each in found) / max(each["seconds"] for each in found)
+    return rate
 
 
 def drop_page_cache() -> None:

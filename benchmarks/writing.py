@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def main() -> None:
         os.environ.update(server.environ, RAYCACHE_STATE_DIR=str(home / "state"))
         ray.init(
             address="local", object_store_memory=2 << 30, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )  # fmt: skip
         try:
             for part in arguments.parts.split(","):

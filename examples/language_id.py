@@ -207,7 +207,7 @@ class Training:
         loss.backward()
         self._optimiser.step()
         self._rate.step()
-        return loss.item()
+        return float(loss.item())
 
     @torch.no_grad()
     def _count_right(self, features: Tensor, languages: Tensor) -> int:

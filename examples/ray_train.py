@@ -11,6 +11,7 @@ say of the data is a few numbers.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -101,18 +102,18 @@ def two_nodes() -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 2, "object_store_memory": 300 << 20, "include_dashboard": False}
+    options: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 300 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
         cluster.add_node(**options)
         os.environ["RAYCACHE_ADDRESS"] = cluster.address
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         raycache.init(block_bytes="64KiB")  # far too small for real data: here it makes many packs of few files
         yield
         raycache.shutdown()
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def main() -> None:
@@ -140,6 +141,8 @@ def main() -> None:
             torch_config=TorchConfig(backend="gloo"),
         )  # fmt: skip
         result = trainer.fit()
+        assert result.metrics is not None
+        assert result.metrics_dataframe is not None
         for told in result.metrics_dataframe.drop_duplicates("epoch", keep="last").to_dict("records"):
             print(f"epoch {told['epoch']} went on at {told['went_on_at']}, told right: {told['right']:.0%}")
         print("samples per epoch:", list(result.metrics["seen"].values()))

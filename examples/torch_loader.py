@@ -38,7 +38,7 @@ def train(uri: str, epochs: int) -> tuple[nn.Module, list[int]]:
     torch.manual_seed(1)
     model = nn.Sequential(nn.BatchNorm1d(257), nn.Linear(257, TONES))
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
-    counted = []
+    counted: list[int] = []
 
     def step(spectra: torch.Tensor, tones: torch.Tensor) -> None:
         loss = nn.functional.cross_entropy(model(spectra), tones)
