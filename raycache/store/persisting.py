@@ -2,12 +2,12 @@
 of it.
 
 One thread talks to the master: it tells what is done, what is under way, and how much more there is room for. The
-others do one task each. So that none of them waits for the next call, twice as many tasks are held as there are
-threads.
+others do one task each. A call costs the master as much as several files do, so it tells of as many as were done within
+GATHER_S; and so that no thread waits for it, HELD times as many tasks are held as there are threads.
 
 While the master does not answer, nothing is begun for longer than BEGIN_S: it may have given it to another worker.
 
-Threading: as above. Bounds: tasks held by twice ``concurrency``.
+Threading: as above. Bounds: tasks held by HELD times ``concurrency``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from raycache.ufs.sources import Sources
 
 IDLE_S = 0.5
 """How often the master is asked when there was nothing to do."""
+GATHER_S, HELD = 0.05, 4
 AWAY_S = 2.0
 """Pause after the master did not answer."""
 BEGIN_S = 20.0
@@ -118,6 +119,8 @@ class Persister:
             with self._lock:
                 if pause_s:
                     self._talk.wait_for(lambda: self._stopping or bool(self._outcomes), pause_s)
+                if self._outcomes:
+                    self._talk.wait_for(self._has_much_to_say, GATHER_S)
                 if self._stopping:
                     return
             if not self.worker_id:
@@ -132,13 +135,18 @@ class Persister:
                 _log.exception("cannot ask what is to be persisted")
                 self._scheduler.sleep(AWAY_S)
 
+    def _has_much_to_say(self) -> bool:
+        """With the lock held: or all of it, as nothing else is to be done."""
+        is_last = not self._waiting and not self._under_way
+        return self._stopping or is_last or len(self._outcomes) >= self._concurrency
+
     def _talk_once(self) -> bool:
         """One call; whether there is nothing to say before something is done, or some time is over."""
         now = self._scheduler.monotonic()
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
             held = [task.key for task in self._waiting]
-            want = 2 * self._concurrency - len(held) - len(self._under_way)
+            want = HELD * self._concurrency - len(held) - len(self._under_way)
             self._turn += 1
             turn, under_way = self._turn, [*held, *self._under_way]
         try:
