@@ -29,7 +29,7 @@ from raycache.ufs.sources import Sources
 
 IDLE_S = 0.5
 """How often the master is asked when there was nothing to do."""
-GATHER_S, HELD = 0.05, 4
+GATHER_S, HELD = 0.05, 8
 AWAY_S = 2.0
 """Pause after the master did not answer."""
 BEGIN_S = 20.0
@@ -138,7 +138,7 @@ class Persister:
     def _has_much_to_say(self) -> bool:
         """With the lock held: or all of it, as nothing else is to be done."""
         is_last = not self._waiting and not self._under_way
-        return self._stopping or is_last or len(self._outcomes) >= self._concurrency
+        return self._stopping or is_last or len(self._outcomes) >= HELD * self._concurrency // 4
 
     def _talk_once(self) -> bool:
         """One call; whether there is nothing to say before something is done, or some time is over."""

@@ -297,12 +297,13 @@ def test_rsync_finds_nothing_to_do_the_second_time(mount: Mount, tmp_path: Path)
 # ---- drawn at random ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("killed", [False, True], ids=["served", "killed"])
 def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Path, killed: bool) -> None:
     mounted, local = mount(allow_other=True), tmp_path / "local"
     local.mkdir()
     program = subprocess.Popen(
-        [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else "20", "40"],
+        [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else "1000", "40"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -313,7 +314,7 @@ def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Pat
             time.sleep(0.4)
             mounted.kill_server()
             mounted.start_server()
-        said, _ = program.communicate(timeout=90)
+        said, _ = program.communicate(timeout=840)
     finally:
         program.kill()
     assert program.returncode == 0, said[-5000:]
