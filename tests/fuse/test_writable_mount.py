@@ -23,6 +23,8 @@ from mounting import MountedToWrite
 
 HERE = Path(__file__).parent
 POSIX = HERE / "posix.py"
+SEQUENCES = int(os.environ.get("RAYCACHE_MOUNT_SEQUENCES", "100"))
+"""Drawn at random, each of up to 40 steps."""
 CASES = sorted(
     line.removeprefix("def ").partition("(")[0]
     for before, line in zip(POSIX.read_text().splitlines(), POSIX.read_text().splitlines()[1:], strict=False)
@@ -297,13 +299,13 @@ def test_rsync_finds_nothing_to_do_the_second_time(mount: Mount, tmp_path: Path)
 # ---- drawn at random ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(120 + 2 * SEQUENCES)
 @pytest.mark.parametrize("killed", [False, True], ids=["served", "killed"])
 def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Path, killed: bool) -> None:
     mounted, local = mount(allow_other=True), tmp_path / "local"
     local.mkdir()
     program = subprocess.Popen(
-        [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else "1000", "40"],
+        [sys.executable, str(HERE / "twins.py"), str(local), mounted.path, "6" if killed else str(SEQUENCES), "40"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -314,7 +316,7 @@ def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Pat
             time.sleep(0.4)
             mounted.kill_server()
             mounted.start_server()
-        said, _ = program.communicate(timeout=840)
+        said, _ = program.communicate(timeout=90 + 2 * SEQUENCES)
     finally:
         program.kill()
     assert program.returncode == 0, said[-5000:]
