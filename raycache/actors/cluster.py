@@ -52,10 +52,17 @@ VIEW_BYTES_MIN = 256 * 2**20
 """What a client may map even where no worker is on its node."""
 VIEW_S = 5.0
 """Deadline for a worker to tell who is there."""
+BROUGHT_S, RANGES_S = 5.0, 60.0
+"""How long Ray may take to bring blocks to this node (after the death of another one it was seen to take for ever), and
+how long only ranges are asked of their worker then."""
 FIXED_SETTINGS = ("mem", "tiers", "eviction", "block_bytes")
 """What shapes a cache, and cannot be changed while it runs."""
 _REMOTE_MASTER: Any = ray.remote(MasterActor)
 _log = logging.getLogger("raycache")
+
+
+class _NotBrought(Exception):
+    """A worker has answered, with blocks that did not come."""
 
 
 class RemotePool:
@@ -73,6 +80,8 @@ class RemotePool:
         self._handles: dict[str, Any] = {}
         self._ranges = Ranges()
         self._callers = Callers()
+        self._not_brought: dict[str, float] = {}
+        """Until when no blocks are asked of a worker, only ranges; one entry per worker at most."""
         self._newer: tuple[int, str] = (0, "")
         """Number of the newest view that a worker told of, and that worker."""
 
@@ -131,6 +140,8 @@ class RemotePool:
     def begin(self, worker_id: str, requests: Sequence[Fetch], timeout_s: float) -> Call:
         """See WorkerPool."""
         self.calls += 1
+        if self._not_brought.get(worker_id, 0.0) > time.monotonic():
+            requests = [replace(request, whole=False) for request in requests]
         if not any(request.whole or request.named for request in requests):
             sent = self._ranges.ask(self._view, {worker_id: requests}, timeout_s)
             if worker_id in sent:
@@ -152,7 +163,17 @@ class RemotePool:
             ref = self.handle(worker_id).fetch.remote(list(requests), timeout_s)
         except (ValueError, ray.exceptions.RayError) as error:
             raise WorkerLost(f"worker {worker_id[:8]} is gone: {error}") from error
-        return RemoteCall(ref, lambda ref: self._receive(worker_id, ref, timeout_s), timeout_s + 1)
+        deadline = time.monotonic() + timeout_s
+
+        def receive(ref: Any) -> Served:
+            try:
+                return self._receive(worker_id, ref, timeout_s)
+            except _NotBrought as late:
+                _log.warning("%s; asking for ranges of them for %g s", late, RANGES_S)
+                self._not_brought[worker_id] = time.monotonic() + RANGES_S
+            return self.begin(worker_id, requests, max(0.1, deadline - time.monotonic())).answers()
+
+        return RemoteCall(ref, receive, timeout_s + 1)
 
     def _receive_bytes(
         self, worker_id: str, requests: Sequence[Fetch], sent: Mapping[str, Asked], deadline: float
@@ -173,7 +194,10 @@ class RemotePool:
         number, source_s, wire = get(ref, timeout_s + 1, what)
         self._note(number, worker_id)
         refs = {answer[0][0].binary(): answer[0][0] for answer in wire if isinstance(answer, tuple)}
-        views = dict(zip(refs, get_views(list(refs.values()), timeout_s + 1, what), strict=True))
+        try:
+            views = dict(zip(refs, get_views(list(refs.values()), min(timeout_s + 1, BROUGHT_S), what), strict=True))
+        except NoAnswer as late:
+            raise _NotBrought(f"{what} has {len(refs)} blocks that Ray did not bring here in {BROUGHT_S:g} s") from late
 
         def received(answer: Any) -> Fetched:
             if isinstance(answer, tuple):

@@ -7,12 +7,15 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import raycache
+from raycache.actors import cluster
+from raycache.actors.transport import NoAnswer
 from raycache.errors import Unavailable
 from raycache.testing import ObjectStoreServer
 from raycache.testing.pages import drop_pages
@@ -133,3 +136,23 @@ def test_a_recursive_refresh_survives_the_master(
         refresh.join(60)
         assert [(job.state, job.files, job.directories, job.changed) for job in jobs] == [("done", FILES + 1, 2, 2)]
         assert raycache.listdir("raycache://data/sub") == ["new"]
+
+
+def test_blocks_that_ray_does_not_bring_are_read_as_ranges(
+    cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"bytes" * 1000)
+    raycache.dataset("data", str(tmp_path))
+    raycache.load("raycache://data").wait(60)
+    asked: list[int] = []
+
+    def never(refs: Sequence[Any], timeout_s: float, what: str) -> list[memoryview]:
+        asked.append(len(refs))
+        if refs:
+            raise NoAnswer(f"{what} did not answer")
+        return []
+
+    monkeypatch.setattr(cluster, "get_views", never)
+    for _ in range(2):
+        assert raycache.read_many(["raycache://data/file"]) == [b"bytes" * 1000]
+    assert asked.count(1) == 1, "ranges alone are asked for, for a while"
