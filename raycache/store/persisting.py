@@ -30,6 +30,7 @@ from raycache.ufs.sources import Sources
 IDLE_S = 0.5
 """How often the master is asked when there was nothing to do."""
 GATHER_S, HELD = 0.05, 8
+"""See the module."""
 AWAY_S = 2.0
 """Pause after the master did not answer."""
 BEGIN_S = 20.0

@@ -339,7 +339,7 @@ class ApiTwins(TwinTrees):
 
 
 @pytest.mark.timeout(120 + 2 * SEQUENCES)
-def test_the_api_and_a_local_directory_do_not_differ(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_api_and_a_local_directory_do_not_differ() -> None:
     print(f"seed {SEED}")  # noqa: T201
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "local").mkdir()
