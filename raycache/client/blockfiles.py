@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from raycache.client.diskreads import DiskReads
+from raycache.client.pagememory import PageMemory, Pages, fresh
 from raycache.core import blockfile
 from raycache.core.blockfile import PAGE_BYTES, BadFile, Header
 from raycache.core.lane import Lane, Overdue
@@ -93,16 +92,17 @@ class Begun:
     _known: _Known
     _descriptor: _Descriptor
     _start: int
-    _memory: memoryview
+    pages: Pages
+    _length: int
     _skip: int
     """How many of its bytes come before the ``_start``."""
     _late: bool = False
 
     def checked(self, outcome: int) -> memoryview | None:
         """The bytes, if all of them came and are those that were written."""
-        if outcome < len(self._memory):
+        if outcome < self._length:
             return None
-        data = self._memory[self._skip :]
+        data = self.pages.memory[self._skip : self._length]
         try:
             self._known.header.check(self._start, data)
         except BadFile:
@@ -136,6 +136,9 @@ class BlockFiles:
         self._beside = False
         """Whether reads are begun: the kernel makes them, and so does the file system."""
         self._begun: dict[int, Begun] = {}
+        self._pages: PageMemory | None = None
+        self._shown: list[Pages] = []
+        """Memory of what the last call of ``ended`` told of."""
         self._late = 0
         """Of them, those that did not end in time."""
         self.reads = 0
@@ -171,6 +174,7 @@ class BlockFiles:
         the kernel makes no such reads."""
         try:
             self._reads = self._reads or DiskReads(BEGUN_AT_ONCE)
+            self._pages = self._pages or PageMemory()
         except OSError as error:
             self._stop_beginning(error)
             return None
@@ -194,25 +198,31 @@ class BlockFiles:
         if stop - start < DIRECT_BYTES:
             return None
         at, skip = _place(known.header, start)
-        memory, address = _page_aligned(skip + stop - start)
         assert self._reads is not None
+        assert self._pages is not None
+        pages = self._pages.take(skip + stop - start)
         try:
-            ticket = self._reads.begin(descriptor.fd, memory, address, at)
+            ticket = self._reads.begin(descriptor.fd, pages.memory, pages.address, at)
         except OSError as error:
             self._stop_beginning(error)
-            return None
+            ticket = None
         if ticket is None:
+            self._pages.give_back([pages])
             return None
-        begun = Begun(piece, self._clock(), known, descriptor, start, memory[: skip + stop - start], skip)
+        begun = Begun(piece, self._clock(), known, descriptor, start, pages, skip + stop - start, skip)
         self._begun[ticket] = begun
         return begun
 
     def ended(self) -> list[tuple[Begun, memoryview | None]]:
-        """Reads that have ended, each once, with checked bytes; None where it is to be ``read``, as it did not end in
-        time or not well: that will show what is wrong."""
+        """Reads that have ended, each once, with checked bytes, which are there until the next call; None where it is
+        to be ``read``, as it did not end in time or not well: that will show what is wrong."""
+        if self._pages is not None:
+            self._pages.give_back(self._shown)
+        self._shown.clear()
         found: list[tuple[Begun, memoryview | None]] = []
         for ticket, outcome in self._reads.ended() if self._reads is not None else ():
             begun = self._begun.pop(ticket)
+            self._shown.append(begun.pages)
             self._late -= begun._late
             if outcome in (-errno.EOPNOTSUPP, -errno.EINVAL):
                 self._stop_beginning(OSError(-outcome, os.strerror(-outcome)))
@@ -276,7 +286,7 @@ class BlockFiles:
         direct = stop - start >= DIRECT_BYTES
         descriptor = (known.direct if direct else known.plain) or self._open_file(known, piece.block_id, direct)
         at, skip = _place(header, start)
-        memory, _ = _page_aligned(skip + stop - start)
+        memory = fresh(skip + stop - start).memory
         done = 0
         while done < skip + stop - start:
             count = self._preadv(descriptor.fd, [memory[done:]], at + done)
@@ -333,12 +343,3 @@ def _place(header: Header, start: int) -> tuple[int, int]:
     """Where in its file to begin to read, for a place in the block: at a page, and how far before it that is."""
     at = header.header_bytes + start
     return at - at % PAGE_BYTES, at % PAGE_BYTES
-
-
-def _page_aligned(size_bytes: int) -> tuple[memoryview, int]:
-    """Memory for whole pages, as O_DIRECT wants it, and its address; not cleared."""
-    whole = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
-    memory = np.empty(whole + PAGE_BYTES, np.uint8)
-    address = memory.ctypes.data
-    skip = -address % PAGE_BYTES
-    return memory.data[skip : skip + whole], address + skip

@@ -319,6 +319,21 @@ def test_reads_are_begun_once_the_file_is_open_and_give_what_was_written(cached:
     assert set().union(*files.take_read().values()) == {one.piece.block_id for one in begun}
 
 
+def test_reads_one_after_the_other_use_the_same_memory_and_none_before_the_next_call(cached: Cached) -> None:
+    files = cached.cache.reader.files
+    cached.read(*LARGE)
+    fd = files.begin_beside()
+    assert fd is not None
+    first = begin(cached, LARGE[0])
+    shown = end(files, fd, 1)[first]
+    second = begin(cached, LARGE[1])
+    assert second.pages.slot != first.pages.slot, "the bytes of the first are still being looked at"
+    assert bytes(shown or b"") == body(LARGE[0])
+    end(files, fd, 1)
+    assert begin(cached, LARGE[2]).pages.slot == first.pages.slot
+    end(files, fd, 1)
+
+
 def test_what_was_flipped_is_not_answered_but_read_again_by_who_may_wait(cached: Cached) -> None:
     files = cached.cache.reader.files
     cached.read(*LARGE)
