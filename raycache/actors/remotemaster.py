@@ -12,6 +12,7 @@ import ray
 from raycache.actors.names import MASTER
 from raycache.actors.transport import ActorGone, NoAnswer, get, get_views
 from raycache.actors.verblink import LinkLost, VerbLink
+from raycache.actors.verbstream import VerbStream
 from raycache.client.patience import ask_until_there
 from raycache.client.treeapi import TreeApi
 from raycache.config import Settings
@@ -40,9 +41,13 @@ class RemoteMaster:
         # A listing takes as long as the source takes.
         self._timeout_s = settings.request_timeout_s + settings.read_timeout_s
         self._patience_s = settings.master_timeout_s
-        link = VerbLink(lambda: self._call("verbs_at"))
-        self.tree: TreeApi = RemoteTree(partial(self._call, "tree"), link, self._timeout_s)
+        self._link = VerbLink(lambda: self._call("verbs_at"))
+        self.tree: TreeApi = RemoteTree(partial(self._call, "tree"), self._link, self._timeout_s)
         """What writers see and change."""
+
+    def verb_stream(self) -> VerbStream:
+        """The tree, for one thread that does not wait."""
+        return VerbStream(self._link)
 
     def attach(self, source: str, name: str | None, options: Mapping[str, Any]) -> Dataset:
         """See MasterApi."""

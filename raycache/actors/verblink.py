@@ -31,7 +31,7 @@ MESSAGE_BYTES_MAX = 256 * 2**20
 AVOID_S = 2.0
 """How long a master that could not be reached this way is asked through Ray."""
 CONNECT_S = 2.0
-_LENGTH = struct.Struct("!Q")
+LENGTH = struct.Struct("!Q")
 _log = logging.getLogger("raycache.master")
 Apply = Callable[[Sequence[Verb]], list[Any | Failed]]
 
@@ -112,13 +112,18 @@ class VerbLink:
             answers = pickle.loads(_receive(link))
         except (OSError, LinkLost, pickle.UnpicklingError) as error:
             link.close()
-            self._lose()
+            self.lose()
             raise LinkLost from error
         with self._lock:
             self._idle.append(link)
         if isinstance(answers, Failed):
             raise answers.error
         return answers  # type: ignore[no-any-return]
+
+    def take_idle(self) -> socket.socket | None:
+        """A connection that is open already and of no use to anybody at the moment: the caller's from now on."""
+        with self._lock:
+            return self._idle.pop() if self._idle else None
 
     def _connected(self) -> socket.socket:
         with self._lock:
@@ -128,13 +133,13 @@ class VerbLink:
             address = self._address = self._address or self._find()
             link = socket.create_connection(address, CONNECT_S)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link.sendall(_LENGTH.pack(len(self._token)) + self._token)
+            link.sendall(LENGTH.pack(len(self._token)) + self._token)
         except OSError as error:
-            self._lose()
+            self.lose()
             raise LinkLost from error
         return link
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
         """All connections are to a master that is gone, or soon will be."""
         with self._lock:
             idle, self._idle, self._address = self._idle, [], None
@@ -144,13 +149,13 @@ class VerbLink:
 
 
 def _send(link: socket.socket, message: bytes) -> None:
-    link.sendall(_LENGTH.pack(len(message)) + message if len(message) < 65_536 else _LENGTH.pack(len(message)))
+    link.sendall(LENGTH.pack(len(message)) + message if len(message) < 65_536 else LENGTH.pack(len(message)))
     if len(message) >= 65_536:
         link.sendall(message)
 
 
 def _receive(link: socket.socket, at_most: int = MESSAGE_BYTES_MAX) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(link, _LENGTH.size))
+    (length,) = LENGTH.unpack(_exactly(link, LENGTH.size))
     if length > at_most:
         raise LinkLost
     return _exactly(link, length)

@@ -19,6 +19,7 @@ from raycache.client.namespace import WouldBlock
 from raycache.core.inode import EXTENTS_MAX, Attr, Content, Extent, Verb
 from raycache.core.values import Buffer
 from raycache.errors import Refused, Unavailable
+from raycache.fuse.beside import Steps, given
 from raycache.fuse.draftlog import DraftLog, Kind
 from raycache.fuse.drafts import Draft, Drafts
 from raycache.fuse.grouped import Grouped
@@ -26,6 +27,8 @@ from raycache.fuse.spool import Bytes, Roll, Spool
 
 LIFETIME_S = 1.0
 """How long it is believed what the master said of a file."""
+EXTENTS_FEW = 16
+"""Pieces of a file that are told of without a thread of its own."""
 COPY_BYTES = 4 * 2**20
 """One step of copying what lies scattered."""
 SIZE_MAX = 2**63 - 1
@@ -182,36 +185,53 @@ class Files:
 
     def commit(self, ino: int, request_id: str, *, sync: bool = False) -> None:
         """Have the master hold what was written. ``sync``: on disk first. Raises what TreeApi.commit raises."""
+        self._master.run(self.commit_steps(ino, request_id, sync=sync))
+
+    def commit_steps(self, ino: int, request_id: str, *, sync: bool = False, wait: bool = True) -> Steps[None]:
+        """The same in steps."""
         if ino in self._lost:
             self._lost.discard(ino)
             raise Unavailable(f"inode {ino:#x}: what was written is lost with the disk that it was on; write it anew")
         draft = self.drafts.find(ino)
+        if not wait and (sync or (draft is not None and len(draft.extents) > EXTENTS_FEW)):
+            raise WouldBlock
         if draft is None:
             if sync:  # it was clean; and what is clean and not held any more has been on disk for long
-                self._master.ask("sync")
+                given((yield [Verb("sync", ())])[0])
             return
-        with draft.committing:
-            while len(draft.extents) > EXTENTS_MAX:
-                self._gather(draft)
-            with draft.lock:
-                names = {extent.segment for extent in draft.extents.content().extents} if sync else set()
-                edits, is_needed = draft.edits, draft.dirty and not draft.orphan
-                segments = draft.named(self.spool) if is_needed else []
-                content, mtime_ns = draft.extents.content(), draft.mtime_ns
-            self.spool.sync(names)
-            if not is_needed:
-                if sync:
-                    self._master.ask("sync")
-                return
-            verbs = [Verb("commit", (ino, content, segments, mtime_ns), request_id)]
-            attr = self._master.ask_all(verbs + [Verb("sync", ())] * sync)[0]
-            with draft.lock:
-                draft.attr, draft.fresh_at = attr, self._clock()
-                draft.committed(edits)
-                if not draft.dirty:
-                    self.spool.settle(ino, draft.segments)
-                    draft.segments = {name: named for name, named in draft.segments.items() if name == draft.own}
-                    self._finish(draft)
+        if not draft.committing.acquire(blocking=wait):
+            raise WouldBlock
+        try:
+            yield from self._commit_steps(draft, request_id, sync)
+        finally:
+            draft.committing.release()
+
+    def _commit_steps(self, draft: Draft, request_id: str, sync: bool) -> Steps[None]:
+        """The same, of what nobody else commits."""
+        while len(draft.extents) > EXTENTS_MAX:
+            self._gather(draft)
+        with draft.lock:
+            names = {extent.segment for extent in draft.extents.content().extents} if sync else set()
+            edits, is_needed = draft.edits, draft.dirty and not draft.orphan
+            segments = draft.named(self.spool) if is_needed else []
+            content, mtime_ns = draft.extents.content(), draft.mtime_ns
+        self.spool.sync(names)
+        if not is_needed:
+            if sync:
+                given((yield [Verb("sync", ())])[0])
+            return
+        ino = draft.attr.ino
+        verbs = [Verb("commit", (ino, content, segments, mtime_ns), request_id)]
+        attr, *synced = yield verbs + [Verb("sync", ())] * sync
+        for answer in (attr, *synced):
+            given(answer)
+        with draft.lock:
+            draft.attr, draft.fresh_at = attr, self._clock()
+            draft.committed(edits)
+            if not draft.dirty:
+                self.spool.settle(ino, draft.segments)
+                draft.segments = {name: named for name, named in draft.segments.items() if name == draft.own}
+                self._finish(draft)
 
     def _finish(self, draft: Draft) -> None:
         """Add nothing more to the own segment of a file that is closed. With its lock held."""

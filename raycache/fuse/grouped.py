@@ -14,11 +14,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from raycache.client.treeapi import VERBS_AT_ONCE, TreeApi
 from raycache.core.inode import Verb
 from raycache.core.values import Failed
+from raycache.fuse.beside import Steps, T
 
 CALLERS = 2
 """Calls under way at once: while one is on its way back, the master does the next."""
@@ -54,6 +56,16 @@ class Grouped:
     def ask(self, name: str, *args: Any, request_id: str | None = None) -> Any:
         """One verb. Raises what it raises."""
         return self.ask_all([Verb(name, args, request_id)])[0]
+
+    def run(self, steps: Steps[T]) -> T:
+        """Go through steps, waiting for each answer. Raises what they raise, and what ``TreeApi.apply`` itself does."""
+        with closing(steps):
+            try:
+                verbs = next(steps)
+                while True:
+                    verbs = steps.send(self.try_all(verbs))
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
 
     def ask_all(self, verbs: Sequence[Verb]) -> list[Any]:
         """Several verbs, in order, in one transaction. Raises the first error, when the others have been done."""

@@ -66,6 +66,8 @@ class KernelSession(Session[Request]):
         self._vfs = vfs
         self._owner = owner
         self._packer = wire.Packer(*owner)
+        self._beside: dict[Begun, Request] = {}
+        """Reads that the kernel makes."""
         self._answers: dict[int, Answer] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
@@ -104,6 +106,9 @@ class KernelSession(Session[Request]):
         else:
             if body is not None:
                 self._reply(request.unique, body)
+
+    def _waits_beside(self) -> bool:
+        return bool(self._beside)
 
     def _end_beside(self) -> bool:
         """Answer reads of block files that have ended; whether there were any."""

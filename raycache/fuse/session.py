@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Generic
+from typing import Generic
 
 from raycache.core.values import Buffer
 from raycache.errors import MountError
@@ -48,7 +48,8 @@ processor takes longer than to answer: one reader of small files got 13,000 a se
 IN_A_ROW_S = 200e-6
 """Requests as near as this come from a program that goes from one to the next; after a lone one nobody looks."""
 
-
+TOGETHER_MAX = 16
+"""Requests that are taken in before what they want from elsewhere is asked for, where one comes after the other."""
 OVERDUE_LOOK_MS = 1000
 """How often to look whether what comes beside has been under way for too long."""
 
@@ -80,8 +81,6 @@ class Session(ABC, Generic[R]):
         self._stopped = False
         self._lock = threading.Lock()
         self._wake: int | None = None
-        self._beside: dict[Any, R] = {}
-        """Requests whose answers come from elsewhere, without a thread."""
         self._misses: Misses[R] = Misses(self._answer_late, self._answer_never, limits or Limits(), hanging=hanging)
 
     def begin(self) -> Agreed:
@@ -119,18 +118,23 @@ class Session(ABC, Generic[R]):
         fd, buffer = self._fd, bytearray(self.profile.request_bytes)
         view, into = memoryview(buffer), [buffer]
         answered = look_until = 0.0
+        unasked = 0
         while not self._stopped:
             ready = poll.poll(0)
+            if not ready or unasked >= TOGETHER_MAX:
+                self._ask_beside()
+                unasked = 0
             if not ready:
                 if time.monotonic() < look_until:
                     os.sched_yield()
                     continue
-                ready = poll.poll(OVERDUE_LOOK_MS if self._beside else None)
-            if self._beside and self._end_beside():
+                ready = poll.poll(OVERDUE_LOOK_MS if self._waits_beside() else None)
+            if self._waits_beside() and self._end_beside():
                 answered = time.monotonic()
             if all(each != fd for each, _ in ready):
-                look_until = answered + LOOK_S if not self._beside else 0.0
+                look_until = answered + LOOK_S if not self._waits_beside() else 0.0
                 continue
+            unasked += 1
             try:
                 length = os.readv(fd, into)
             except OSError as error:
@@ -143,7 +147,7 @@ class Session(ABC, Generic[R]):
             in_a_row = time.monotonic() - answered < IN_A_ROW_S
             self.dispatch(view, length)
             answered = time.monotonic()
-            look_until = answered + LOOK_S if in_a_row and not self._beside else 0.0
+            look_until = answered + LOOK_S if in_a_row and not self._waits_beside() else 0.0
         return Ended.STOPPED
 
     def stop(self) -> None:
@@ -168,12 +172,21 @@ class Session(ABC, Generic[R]):
         for ino in inodes:
             self._notify(wire.pack_inval_inode(ino))
 
+    # Requests whose answers come from elsewhere, without a thread.
+
     def _begin_beside(self) -> int | None:
-        """A descriptor that is readable when some of ``_beside`` have ended."""
+        """A descriptor that is readable when some have ended."""
         return None
 
+    def _waits_beside(self) -> bool:
+        """Whether there are any."""
+        return False
+
+    def _ask_beside(self) -> None:
+        """Ask for what can be asked for together; nothing else is there to be done at the moment."""
+
     def _end_beside(self) -> bool:
-        """Answer those of ``_beside`` that have ended; whether there were any."""
+        """Answer those that have ended; whether there were any."""
         return False
 
     @abstractmethod

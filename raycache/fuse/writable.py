@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 from raycache.client.treeapi import EXCHANGE
 from raycache.core.inode import Attr, Name, Verb
 from raycache.core.values import Failed
 from raycache.errors import Exists, RaycacheError, Refused
+from raycache.fuse.beside import Steps, T, given
 from raycache.fuse.draftlog import DraftLog, Kind
 from raycache.fuse.files import Files
+from raycache.fuse.folders import Folders
 from raycache.fuse.grouped import Grouped
 from raycache.fuse.recovering import recover
 
@@ -40,6 +44,22 @@ RELEASE_AT_ONCE = 512
 _DOTS = 2
 _XATTRS = (b"user.", b"trusted.", b"security.")
 _RENAME_FLAGS = 1 | EXCHANGE
+
+
+class MadeAs(NamedTuple):
+    """What a new file is made with."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
+class Opened(NamedTuple):
+    """A file that was made or found, and is open."""
+
+    attr: Attr
+    pages_known: bool
+    """Whether the pages that the kernel has of it are of its contents."""
 
 
 class Listing:
@@ -62,6 +82,7 @@ class WritableVfs:
         self.files = files
         self._root_ino = root_ino
         self._mount_id = mount_id
+        self._folders = Folders()
         self._lock = threading.Lock()
         self._handles = itertools.count(1)
         self._listings: OrderedDict[int, Listing] = OrderedDict()
@@ -77,17 +98,33 @@ class WritableVfs:
 
     # Questions.
 
-    def lookup(self, parent: int, name: bytes) -> Attr:
+    def run(self, steps: Steps[T]) -> T:
+        """Go through steps, waiting. Raises what they raise, and Unavailable."""
+        return self._master.run(steps)
+
+    def lookup(self, parent: int, name: bytes) -> Steps[Attr]:
         """The entry of a directory. Raises NotFound, NotADirectory."""
-        return self._shown(self._master.ask("lookup", self._tree(parent), name))
+        (found,) = yield [Verb("lookup", (self._tree(parent), name))]
+        return self._shown(given(found))
 
     def getattr(self, ino: int) -> Attr:
         """Attributes. Raises NotFound."""
+        return self.run(self.getattr_steps(ino))
+
+    def getattr_steps(self, ino: int) -> Steps[Attr]:
+        """The same in steps."""
         draft = self.files.drafts.find(ino)
         if draft is not None and draft.orphan:
             return draft.shown()
         removed = self._removed.get(ino)
-        return removed or self._shown(self._master.ask("getattr", self._tree(ino)))
+        if removed:
+            return removed
+        (found,) = yield [Verb("getattr", (self._tree(ino),))]
+        return self._shown(given(found))
+
+    def known(self, ino: int) -> Attr | None:
+        """Attributes, where they were heard a moment ago."""
+        return self.files.known(ino) or self._folders.known(self._tree(ino))
 
     def readlink(self, ino: int) -> bytes:
         """Target of a symbolic link. Raises InvalidInput."""
@@ -133,63 +170,63 @@ class WritableVfs:
 
     # Names.
 
-    def create(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, exclusive: bool, request: str
-    ) -> tuple[Attr, bool]:
-        """Make a file if there is none, open it; its attributes, and whether it was made. Raises Exists."""
-        args = (self._tree(parent), name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0)
-        try:
-            attr: Attr = self._master.ask("mknod", *args, request_id=self._id(request))
-        except Exists:
-            if exclusive:
-                raise
-            attr = self.lookup(parent, name)
-            if not stat.S_ISREG(attr.mode):
-                # The kernel asked as it knew of no such name: it will look again, and do what is right for what it is.
-                raise Refused.because(errno.ESTALE, f"{name!r} came to be meanwhile, and is no regular file") from None
-            return attr, False
-        self.files.created(attr)
-        return attr, True
+    def create(self, parent: int, name: bytes, made_as: MadeAs, flags: int, request: str, wait: bool) -> Steps[Opened]:
+        """Make a file if there is none, and open it. Raises Exists, and what Files.open raises."""
+        where, mark = self._tree(parent), self._folders.mark()
+        args = (where, name, stat.S_IFREG | stat.S_IMODE(made_as.mode), made_as.uid, made_as.gid, 0)
+        made, folder = yield [Verb("mknod", args, self._id(request)), Verb("getattr", (where,))]
+        if not isinstance(folder, Failed):
+            self._folders.learn(folder, mark)
+        if not isinstance(made, Failed):
+            self.files.created(made)
+            return Opened(made, True)
+        if flags & os.O_EXCL or not isinstance(made.error, Exists):
+            raise made.error
+        attr = yield from self.lookup(parent, name)
+        if not stat.S_ISREG(attr.mode):
+            # The kernel asked as it knew of no such name: it will look again, and do what is right for what it is.
+            raise Refused.because(errno.ESTALE, f"{name!r} came to be meanwhile, and is no regular file")
+        return Opened(attr, self.files.open(attr.ino, bool(flags & os.O_TRUNC), wait=wait))
 
     def mknod(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, request: str) -> Attr:
         """Make an empty file, a pipe, a socket or a device node. Raises Exists."""
         args = (self._tree(parent), name, mode, uid, gid, rdev)
-        return self._master.ask("mknod", *args, request_id=self._id(request))  # type: ignore[no-any-return]
+        return self._change("mknod", request, *args)  # type: ignore[no-any-return]
 
     def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int, request: str) -> Attr:
         """Make a directory. Raises Exists."""
         args = (self._tree(parent), name, mode, uid, gid)
-        return self._master.ask("mkdir", *args, request_id=self._id(request))  # type: ignore[no-any-return]
+        return self._change("mkdir", request, *args)  # type: ignore[no-any-return]
 
     def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, request: str) -> Attr:
         """Make a symbolic link. Raises Exists."""
         args = (self._tree(parent), name, target, uid, gid)
-        return self._master.ask("symlink", *args, request_id=self._id(request))  # type: ignore[no-any-return]
+        return self._change("symlink", request, *args)  # type: ignore[no-any-return]
 
     def link(self, ino: int, parent: int, name: bytes, request: str) -> Attr:
         """Give a file another name. Raises Exists, Refused."""
-        return self._shown(self._master.ask("link", ino, self._tree(parent), name, request_id=self._id(request)))
+        return self._shown(self._change("link", request, ino, self._tree(parent), name))
 
     def unlink(self, parent: int, name: bytes, request: str) -> None:
         """Take a name from a file. Raises NotFound, IsADirectory."""
         args = (self._tree(parent), name, self._mount_id)
-        self._lost_name(self._master.ask("unlink", *args, request_id=self._id(request)))
+        self._lost_name(self._change("unlink", request, *args))
 
     def rmdir(self, parent: int, name: bytes, request: str) -> None:
         """Remove an empty directory. Raises NotEmpty, NotFound."""
-        self._lost_name(self._master.ask("rmdir", self._tree(parent), name, request_id=self._id(request)))
+        self._lost_name(self._change("rmdir", request, self._tree(parent), name))
 
     def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flags: int, request: str) -> None:
         """As renameat2(2). Raises what TreeApi.rename raises."""
         if flags & ~_RENAME_FLAGS:
             raise Refused.because(errno.EINVAL, f"flags {flags:#x} of a rename")
         target = (self._tree(to_parent), to_name)
-        there, moved = self._master.try_all(
-            [
-                Verb("lookup", target),
-                Verb("rename", (self._tree(parent), name, *target, flags, self._mount_id), self._id(request)),
-            ]
-        )
+        verbs = [
+            Verb("lookup", target),
+            Verb("rename", (self._tree(parent), name, *target, flags, self._mount_id), self._id(request)),
+        ]
+        with self._folders.changing():
+            there, moved = self._master.try_all(verbs)
         if isinstance(moved, Failed):
             raise moved.error
         self._shown(moved)
@@ -269,7 +306,7 @@ class WritableVfs:
             self.files.commit(ino, self._id(request, "before"))  # a commit has a time of its own
         if not values:
             return self.getattr(ino)
-        return self._shown(self._master.ask("setattr", self._tree(ino), values, request_id=self._id(request)))
+        return self._shown(self._change("setattr", request, self._tree(ino), values))
 
     def kill_suid(self, ino: int, request: str) -> None:
         """Who writes to a file may not keep its set-uid and set-gid bits."""
@@ -292,13 +329,13 @@ class WritableVfs:
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, request: str) -> None:
         """Raises Exists, Refused."""
         _check_xattr(name)
-        self._master.ask("setxattr", self._tree(ino), name, value, flags, request_id=self._id(request))
+        self._change("setxattr", request, self._tree(ino), name, value, flags)
         self.files.doubt(ino)
 
     def removexattr(self, ino: int, name: bytes, request: str) -> None:
         """Raises Refused (ENODATA)."""
         _check_xattr(name)
-        self._master.ask("removexattr", self._tree(ino), name, request_id=self._id(request))
+        self._change("removexattr", request, self._tree(ino), name)
         self.files.doubt(ino)
 
     # Files, where names and attributes have a part in it.
@@ -306,6 +343,10 @@ class WritableVfs:
     def flush(self, ino: int, request: str, *, sync: bool = False) -> None:
         """A descriptor is closed, or synced. Raises what TreeApi.commit raises."""
         self.files.commit(ino, self._id(request), sync=sync)
+
+    def flush_steps(self, ino: int, request: str, wait: bool) -> Steps[None]:
+        """A descriptor is closed, in steps."""
+        return self.files.commit_steps(ino, self._id(request), wait=wait)
 
     def sync(self) -> None:
         """Have names and attributes outlive a power cut. Raises Unavailable."""
@@ -330,6 +371,11 @@ class WritableVfs:
     def describe(self, ino: int) -> str:
         """For messages."""
         return "/" if ino == ROOT_INO else f"inode {ino:#x}"
+
+    def _change(self, verb: str, request: str, *args: Any) -> Any:
+        """Ask for a change other than a new file."""
+        with self._folders.changing():
+            return self._master.ask(verb, *args, request_id=self._id(request))
 
     def _tree(self, ino: int) -> int:
         """A number of the kernel's in the tree."""

@@ -55,12 +55,14 @@ class WriteService(Service):
         self._log = DraftLog(Path(task.shelf) / DRAFTS)
         files = Files(self._master, cluster.segments, dataset.name, self._log, self._is_stale)
         self._vfs = WritableVfs(self._master, files, self._log, directory_ino(dir_id), task.mount_id)
-        session = WriteSession(self._vfs, task.fd, task.owner, Agreed.from_json(task.agreed), limits_of(task))
-        self.session, self._done = session, session.counters
+        agreed, stream = Agreed.from_json(task.agreed), cluster.master.verb_stream()
+        session = WriteSession(self._vfs, task.fd, task.owner, agreed, limits_of(task), stream)
+        self.session: WriteSession = session
 
     def counters(self) -> dict[str, int]:
         """See Service."""
-        return {**asdict(self._done), "master_calls": self._master.calls}
+        beside = self.session.beside.calls if self.session.beside is not None else 0
+        return {**asdict(self.session.counters), "master_calls": self._master.calls + beside}
 
     def begin(self, since: int) -> None:
         """See Service."""

@@ -3,8 +3,9 @@
 Responsible for: what each request means, and which are answered at once. Not responsible for: the connection
 (``session``), what a mount shows (``writable``), bytes on the wire (``wirewrite``).
 
-WRITE goes from the buffer into a segment, without a thread in between; all that asks the master goes to ``misses``,
-where what waits at the same time is asked in one call. There is no table of handles: they say nothing, and a successor
+WRITE goes from the buffer into a segment, without a thread in between. What is asked most often of the master is asked
+by the serving thread, which goes on meanwhile (``beside``); all else goes to ``misses``, and so does what that gives
+back. What waits at the same time is asked in one call. There is no table of handles: they say nothing, and a successor
 of this process goes on with them.
 
 Threading: as in ``session``.
@@ -23,13 +24,14 @@ from raycache.core import paths
 from raycache.core.values import Buffer
 from raycache.errors import NotFound, Refused
 from raycache.fuse import wire, wirewrite
+from raycache.fuse.beside import Beside, Steps, VerbStream
 from raycache.fuse.errno import errno_of
 from raycache.fuse.misses import Limits
 from raycache.fuse.session import Session
 from raycache.fuse.vfs import Counters
 from raycache.fuse.wire import IN_HEADER_BYTES, RESENT, Agreed, Malformed, Op
 from raycache.fuse.wirewrite import Ask
-from raycache.fuse.writable import WritableVfs
+from raycache.fuse.writable import MadeAs, WritableVfs
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +53,13 @@ class WriteSession(Session[Ask]):
         owner: tuple[int, int],
         agreed: Agreed | None = None,
         limits: Limits | None = None,
+        stream: VerbStream | None = None,
     ) -> None:
-        """``owner``: uid and gid of what nobody has given an owner. The others as in Session."""
+        """``owner``: uid and gid of what nobody has given an owner. ``stream``: to the master. The others as in
+        Session."""
         super().__init__(fd, agreed, limits)
         self._vfs = vfs
+        self.beside = Beside(stream, self._done) if stream is not None else None
         self._packer = wirewrite.Packer(*owner)
         self.counters = Counters()
         self._at_once: dict[int, Handler] = {
@@ -65,9 +70,15 @@ class WriteSession(Session[Ask]):
             Op.RELEASE: self._release_at_once,
         }
         """Those that raise WouldBlock where somebody would have to be asked."""
-        self._handlers: dict[int, Handler] = {
+        self._steps: dict[int, Callable[[Ask, bool], Steps[Buffer]]] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
+            Op.CREATE: self._create,
+            Op.FLUSH: self._flush,
+            Op.RELEASE: self._flush,  # of what is not committed; all others are answered at once
+        }
+        """The most frequent ones. The second argument is whether they may wait; else they raise WouldBlock."""
+        self._handlers: dict[int, Handler] = {
             Op.SETATTR: self._setattr,
             Op.READLINK: self._readlink,
             Op.SYMLINK: self._symlink,
@@ -79,11 +90,8 @@ class WriteSession(Session[Ask]):
             Op.RENAME2: self._rename2,
             Op.LINK: self._link,
             Op.OPEN: self._open,
-            Op.CREATE: self._create,
             Op.READ: self._read,
             Op.WRITE: self._write,
-            Op.FLUSH: self._flush,
-            Op.RELEASE: self._release,
             Op.FSYNC: self._fsync,
             Op.FSYNCDIR: self._fsyncdir,
             Op.STATFS: self._statfs,
@@ -109,7 +117,9 @@ class WriteSession(Session[Ask]):
             ask = wirewrite.parse(buffer, length)
             if opcode in self._at_once and self._answered_at_once(ask):
                 return
-            if opcode in self._handlers:
+            if opcode in self._steps and self.beside is not None:
+                self.beside.begin(ask, self._steps[opcode](ask, False))
+            elif opcode in self._steps or opcode in self._handlers:
                 self._misses.submit(ask)
             else:
                 self._dispatch_rest(ask)
@@ -154,15 +164,46 @@ class WriteSession(Session[Ask]):
         if opcode in (Op.FORGET, Op.BATCH_FORGET):
             self._vfs.forget(wirewrite.forgotten(ask))
         elif opcode == Op.INTERRUPT:
-            self._misses.interrupt(wirewrite.fields(wirewrite.INTERRUPT_IN, ask)[0])
+            self._interrupt(wirewrite.fields(wirewrite.INTERRUPT_IN, ask)[0])
         elif opcode == Op.DESTROY:
             self._reply(ask.unique, b"")
         else:
             self._refuse(ask.unique, _REFUSED.get(opcode, errno.ENOSYS))
 
+    def _begin_beside(self) -> int | None:
+        return None if self.beside is None else self.beside.fd
+
+    def _waits_beside(self) -> bool:
+        return self.beside is not None and self.beside.is_busy
+
+    def _ask_beside(self) -> None:
+        if self.beside is not None:
+            self.beside.send()
+
+    def _end_beside(self) -> bool:
+        return self.beside is not None and self.beside.receive()
+
+    def _done(self, ask: Ask, outcome: Buffer | Exception) -> None:
+        """What has come of a request for which no thread waited."""
+        if isinstance(outcome, WouldBlock):
+            self._misses.submit(ask)
+        elif isinstance(outcome, Exception):
+            self._refuse(ask.unique, self._failed(ask, outcome))
+        else:
+            self._reply(ask.unique, outcome)
+
+    def _interrupt(self, unique: int) -> None:
+        """Give a request up if its program is being killed; ``misses`` look after that."""
+        if self.beside is not None:
+            self.beside.give_back(lambda ask: ask.unique == unique)
+        self._misses.interrupt(unique)
+
     def _answer_late(self, ask: Ask) -> None:
         try:
-            body = self._handlers[ask.opcode](ask)
+            if ask.opcode in self._steps:
+                body = self._vfs.run(self._steps[ask.opcode](ask, True))
+            else:
+                body = self._handlers[ask.opcode](ask)
         except Exception as error:  # noqa: BLE001  whatever it is, someone waits for an answer
             number = self._failed(ask, error)
             if self._misses.claim(ask.unique):
@@ -189,7 +230,7 @@ class WriteSession(Session[Ask]):
     # What is known here.
 
     def _getattr_at_once(self, ask: Ask) -> Buffer:
-        attr = self._vfs.files.known(ask.nodeid)
+        attr = self._vfs.known(ask.nodeid)
         if attr is None:
             raise WouldBlock
         return self._packer.attr(attr)
@@ -218,13 +259,14 @@ class WriteSession(Session[Ask]):
 
     # Names.
 
-    def _lookup(self, ask: Ask) -> Buffer:
+    def _lookup(self, ask: Ask, wait: bool) -> Steps[Buffer]:
         self.counters.lookups += 1
         (name,) = self._names(ask, 0, 1)
         try:
-            return self._packer.entry(self._vfs.lookup(ask.nodeid, name))
+            attr = yield from self._vfs.lookup(ask.nodeid, name)
         except NotFound:
             return wirewrite.NEGATIVE_ENTRY
+        return self._packer.entry(attr)
 
     def _symlink(self, ask: Ask) -> Buffer:
         name, target = wirewrite.names(ask, 0, 2)
@@ -273,8 +315,9 @@ class WriteSession(Session[Ask]):
 
     # Attributes.
 
-    def _getattr(self, ask: Ask) -> Buffer:
-        return self._packer.attr(self._vfs.getattr(ask.nodeid))
+    def _getattr(self, ask: Ask, wait: bool) -> Steps[Buffer]:
+        attr = yield from self._vfs.getattr_steps(ask.nodeid)
+        return self._packer.attr(attr)
 
     def _setattr(self, ask: Ask) -> Buffer:
         values, kill = wirewrite.changes(ask, time.time_ns())
@@ -326,15 +369,12 @@ class WriteSession(Session[Ask]):
 
     # Files.
 
-    def _create(self, ask: Ask) -> Buffer:
+    def _create(self, ask: Ask, wait: bool) -> Steps[Buffer]:
         flags, mode, _, _ = wirewrite.fields(wirewrite.CREATE_IN, ask)
         (name,) = self._names(ask, wirewrite.CREATE_IN.size, 1)
-        exclusive = bool(flags & os.O_EXCL)
-        attr, made = self._vfs.create(ask.nodeid, name, mode, ask.uid, ask.gid, exclusive, _request(ask))
-        if made:
-            return self._packer.entry(attr) + wirewrite.pack_open(wirewrite.KEEP_CACHE)
-        kept = self._vfs.files.open(attr.ino, bool(flags & os.O_TRUNC))
-        return self._packer.entry(attr) + wirewrite.pack_open(wirewrite.KEEP_CACHE if kept else 0)
+        made_as = MadeAs(mode, ask.uid, ask.gid)
+        attr, pages_known = yield from self._vfs.create(ask.nodeid, name, made_as, flags, _request(ask), wait)
+        return self._packer.entry(attr) + wirewrite.pack_open(wirewrite.KEEP_CACHE if pages_known else 0)
 
     def _open(self, ask: Ask) -> Buffer:
         flags, open_flags = wirewrite.fields(wirewrite.OPEN_IN, ask)
@@ -359,13 +399,8 @@ class WriteSession(Session[Ask]):
             self._vfs.kill_suid(ask.nodeid, _request(ask))
         return wirewrite.pack_size(self._vfs.files.write(ask.nodeid, offset, data))
 
-    def _flush(self, ask: Ask) -> Buffer:
-        self._vfs.flush(ask.nodeid, _request(ask))
-        return b""
-
-    def _release(self, ask: Ask) -> Buffer:
-        """Of what is not committed; all others are answered at once."""
-        self._vfs.flush(ask.nodeid, _request(ask))
+    def _flush(self, ask: Ask, wait: bool) -> Steps[Buffer]:
+        yield from self._vfs.flush_steps(ask.nodeid, _request(ask), wait)
         return b""
 
     def _fsync(self, ask: Ask) -> Buffer:

@@ -23,6 +23,8 @@ from typing import Any
 from serve_tree import Options as TreeOptions
 from serve_tree import TreePool, receive_fd, say
 
+from raycache.actors.verblink import VerbLink, VerbServer
+from raycache.actors.verbstream import VerbStream
 from raycache.client.namespace import Namespace
 from raycache.client.reader import Reader
 from raycache.client.segments import Segments
@@ -64,6 +66,8 @@ class Options:
     mount_id: str = "mount"
     delay_s: float = 0.0
     """Of each call to the master."""
+    beside: bool = True
+    """Whether the serving thread asks the master itself."""
 
 
 class HereCalls:
@@ -113,7 +117,7 @@ class SlowTree:
         return self._tree.apply(verbs)  # type: ignore[no-any-return]
 
 
-def build(options: Options) -> WritableVfs:
+def build(options: Options) -> tuple[WritableVfs, VerbStream | None]:
     """All that lies behind the session."""
     state = Path(options.state)
     metadata = Metadata(Catalog.open(state / "catalog"), {}, UfsLimits(), 1 << 20, time.time_ns)
@@ -130,7 +134,17 @@ def build(options: Options) -> WritableVfs:
     log = DraftLog(state / "drafts")
     log.open()
     files = Files(grouped, segments, dataset.name, log, lambda ino: None)
-    return WritableVfs(grouped, files, log, directory_ino(dataset.root_id), options.mount_id)
+    vfs = WritableVfs(grouped, files, log, directory_ino(dataset.root_id), options.mount_id)
+    return vfs, stream_to(tree) if options.beside else None
+
+
+def stream_to(tree: Any) -> VerbStream:
+    """As to a master: over a socket, which is open already."""
+    server = VerbServer("127.0.0.1", tree.apply)
+    server.start()
+    link = VerbLink(lambda: server.address)
+    link.apply([], 10)
+    return VerbStream(link)
 
 
 def tidy(vfs: WritableVfs) -> None:
@@ -156,10 +170,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     options = Options(**json.loads(sys.argv[1]))
     fd = receive_fd(options.socket_fd)
-    vfs = build(options)
+    vfs, stream = build(options)
     agreed = wire.Agreed.from_json(options.agreed) if options.agreed else None
     limits = replace(Limits(), deadline_s=options.deadline_s, threads=options.threads)
-    session = WriteSession(vfs, fd, options.owner, agreed, limits)
+    session = WriteSession(vfs, fd, options.owner, agreed, limits, stream)
     if agreed is None:
         agreed = session.begin()
     else:
