@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from raycache.client.homes import Homes
 from raycache.client.namespace import Namespace
 from raycache.client.patience import ask_until_there
 from raycache.client.reader import Reader
@@ -23,10 +24,8 @@ from raycache.core.scheduling import THREADS, Scheduler
 from raycache.core.segment import Home, SegmentRange, SourceRange
 from raycache.core.segmentsearch import Holders, find_ranges
 from raycache.core.values import Buffer, Failed
-from raycache.errors import Changed, NoSpace, NotFound, Unavailable, WorkerLost
+from raycache.errors import Changed, NotFound, Unavailable, WorkerLost
 
-HOMES_S = 2.0
-"""How long it is believed what workers said of their directories, room included."""
 RENEW_S = 60.0
 """How often a worker is told that segments which it holds open for us are still wanted."""
 _PREAD_S = 30.0
@@ -149,10 +148,7 @@ class Segments:
         self._scheduler = scheduler
         self._clock = scheduler.monotonic
         self._lock = scheduler.lock()
-        self._homes: tuple[Home, ...] = ()
-        self._homes_at = -HOMES_S
-        self._written: dict[str, int] = {}
-        """Bytes written here since ``_homes_at``, by worker."""
+        self._homes = Homes(calls.homes, scheduler)
         self._held: dict[str, str] = {}
         """Segments that workers hold open for us, with the worker."""
 
@@ -164,18 +160,17 @@ class Segments:
         return ask_until_there(self._begin, "a worker to write to", self._timeout_s, self._clock, self._scheduler.sleep)
 
     def _begin(self) -> Writer:
-        homes = self._renewed()
+        homes = self._homes.get()
         for home in homes:
             if _is_open_to_us(home):
-                return self._local.make(home, partial(self._allow, home.worker_id))
+                return self._local.make(home, partial(self._homes.allow, home.worker_id))
         usable = [home for home in homes if home.directory]
         if not usable:
             if not all(home.worker_id for home in homes):
-                with self._lock:
-                    self._homes_at = -HOMES_S
+                self._homes.doubt()
                 raise WorkerLost("a worker has just started and was not told yet who it is")
             raise Unavailable("no worker can keep what is written; `raycache status` says why")
-        home = max(usable, key=lambda home: home.room_bytes - self._written.get(home.worker_id, 0))
+        home = max(usable, key=self._homes.room_bytes)
         segment = self._calls.make(home.worker_id)
         self._hold(segment, home.worker_id)
         return _RemoteWriter(segment, home.worker_id, 0, self._calls, self._forget)
@@ -185,17 +180,21 @@ class Segments:
 
         Raises NotFound (it is gone), Unavailable (it is held still; or its worker is away).
         """
-        for home in self._renewed():
+        for home in self._homes.get():
             if home.worker_id == worker_id and _is_open_to_us(home):
-                return self._local.resume(home, segment, partial(self._allow, worker_id))
+                return self._local.resume(home, segment, partial(self._homes.allow, worker_id))
         size_bytes = self._calls.resume(worker_id, segment)
         self._hold(segment, worker_id)
         return _RemoteWriter(segment, worker_id, size_bytes, self._calls, self._forget)
 
     def room_bytes(self) -> int:
         """What may be written now, as far as is known. Raises Unavailable."""
-        homes = self._renewed()
-        return sum(max(0, home.room_bytes - self._written.get(home.worker_id, 0)) for home in homes)
+        return sum(map(self._homes.room_bytes, self._homes.get()))
+
+    def is_at_hand(self) -> bool:
+        """Whether a segment is made and written to without asking anybody: of a worker of this node that was heard of
+        a moment ago."""
+        return self._homes.is_at_hand() and any(map(_is_open_to_us, self._homes.known))
 
     def read(self, dataset: str, content: Content, offset: int, length: int) -> Buffer:
         """Bytes of a file, fewer at its end. Raises what ``read_many`` raises."""
@@ -268,7 +267,7 @@ class Segments:
         missing = dict(wanted)
         homes: Sequence[Home] = ()
         with suppress(Unavailable):  # those that are asked below may be there by then
-            homes = self._homes or (self._renewed() if missing else ())
+            homes = self._homes.known or (self._homes.get() if missing else ())
         for home in homes:
             if not missing or not _is_open_to_us(home):
                 continue
@@ -298,36 +297,6 @@ class Segments:
                     raise answer.error
                 found[at] = answer
                 del missing[at]
-
-    def _renewed(self) -> tuple[Home, ...]:
-        """What workers say of their directories, not older than HOMES_S where they answer. Raises Unavailable."""
-        with self._lock:
-            if self._clock() - self._homes_at < HOMES_S:
-                return self._homes
-        try:
-            homes = tuple(self._calls.homes())
-        except Unavailable:
-            if not self._homes:
-                raise
-            return self._homes  # the files are there, whether the worker is or not
-        with self._lock:
-            self._homes, self._homes_at = homes, self._clock()
-            self._written.clear()
-        return homes
-
-    def _allow(self, worker_id: str, growth_bytes: int) -> None:
-        """Raises NoSpace when a worker has no room for so many bytes more."""
-        room_bytes = next((home.room_bytes for home in self._renewed() if home.worker_id == worker_id), 0)
-        with self._lock:
-            written = self._written.get(worker_id, 0)
-            if written + growth_bytes <= room_bytes:
-                self._written[worker_id] = written + growth_bytes
-                return
-            self._homes_at = -HOMES_S  # what was freed counts from the next try on
-        raise NoSpace(
-            f"worker {worker_id[:8]} has room for {max(0, room_bytes - written):,} more bytes of what is written, not "
-            f"for {growth_bytes:,}; free or persist what was written, or raise write_quota"
-        )
 
     def _hold(self, segment: str, worker_id: str) -> None:
         with self._lock:

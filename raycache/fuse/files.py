@@ -168,10 +168,9 @@ class Files:
     def write(self, ino: int, at: int, data: memoryview, *, wait: bool = True) -> int:
         """Write bytes; how many. Raises NoSpace, Unavailable, NotFound, Refused (EFBIG), WouldBlock."""
         draft = self.drafts.find(ino)
-        if draft is None:
-            if not wait:
-                raise WouldBlock
-            draft = self._load(ino)
+        if not wait and (draft is None or not self._segments.is_at_hand()):
+            raise WouldBlock
+        draft = draft or self._load(ino)
         if at + len(data) > SIZE_MAX:
             raise Refused.because(errno.EFBIG, f"offset {at} is beyond the end of the largest file")
         with draft.lock:

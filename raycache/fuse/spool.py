@@ -51,6 +51,10 @@ class Bytes(Protocol):
         """What may be written now. Raises Unavailable."""
         ...
 
+    def is_at_hand(self) -> bool:
+        """Whether a segment is made and written to without asking anybody."""
+        ...
+
 
 class Roll:
     """A segment that is being written."""
