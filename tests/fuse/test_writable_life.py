@@ -166,6 +166,24 @@ def test_writers_wait_while_the_master_is_away(cache: Any, mounted: Path) -> Non
         os.kill(cache.master.status()["pid"], signal.SIGKILL)
 
 
+def test_a_worker_that_hangs_holds_up_neither_names_nor_writes(cache: Any, mounted: Path) -> None:
+    (mounted / "before").write_bytes(b"the worker is known")
+    (worker,) = raycache.status()["workers"]
+    os.kill(worker["pid"], signal.SIGSTOP)
+    try:
+        took: list[float] = []
+        for number in range(16):  # longer than it is believed without being asked again
+            began = time.monotonic()
+            (mounted / f"file-{number}").write_bytes(b"written")
+            assert (mounted / f"file-{number}").read_bytes() == b"written"
+            assert len(os.listdir(mounted)) == number + 3
+            took.append(time.monotonic() - began)
+            time.sleep(0.25)
+    finally:
+        os.kill(worker["pid"], signal.SIGCONT)
+    assert max(took) < 5, took
+
+
 def test_what_was_closed_or_synced_is_there_after_everything_of_the_mount_was_killed(
     source: str, cache: Any, mountpoint: Path
 ) -> None:
