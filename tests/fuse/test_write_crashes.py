@@ -1,6 +1,7 @@
 """Whoever is killed while files are written: what was acknowledged is there and whole, everything else whole or absent.
 
-RAYCACHE_CRASH_ROUNDS and RAYCACHE_CRASH_SEED: how many rounds, and of which seed.
+RAYCACHE_CRASH_ROUNDS and RAYCACHE_CRASH_SEED: how many rounds, and of which seed; RAYCACHE_CRASH_MINUTES: after which
+none is begun.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from raycache.fuse.mount import list_mounts
 WRITER = Path(__file__).with_name("acknowledging_writer.py")
 ROUNDS = int(os.environ.get("RAYCACHE_CRASH_ROUNDS", "5"))
 SEED = int(os.environ.get("RAYCACHE_CRASH_SEED", "1"))
+MINUTES = float(os.environ.get("RAYCACHE_CRASH_MINUTES", "inf"))
 RECOVER_S = 120.0
 FOLLOW_S = 20.0
 """How long a reader may be behind what others write."""
@@ -199,7 +201,9 @@ def test_what_was_acknowledged_is_whole_whoever_is_killed(
     generator = random.Random(SEED)
     totals: Counter[str] = Counter()
     wait_for_more(writers)
-    for number in range(ROUNDS):
+    last = time.monotonic() + MINUTES * 60
+    number = 0
+    while number < ROUNDS and time.monotonic() < last:
         victim = VICTIMS[number] if number < len(VICTIMS) <= ROUNDS else generator.choice(VICTIMS)
         time.sleep(generator.uniform(0, 0.5))
         for pid in pids_of(victim, cache, mountpoint):
@@ -215,6 +219,7 @@ def test_what_was_acknowledged_is_whole_whoever_is_killed(
             totals += check(writer, read_by_api(writer), names)
             go_on(writer)
         totals[victim] += 1
+        number += 1
         report(number, totals)
         wait_for_room(cache)
     for writer in writers:
@@ -226,7 +231,7 @@ def test_what_was_acknowledged_is_whole_whoever_is_killed(
     cache.persisting.persist("raycache://data", 120)
     for writer in writers:
         check(writer, read_from(source / f"{writer.how}-{writer.seed}"))
-    report(ROUNDS, totals)
+    report(number, totals, "and all files compared in the end")
 
 
 def wait_for_room(cache: Any) -> None:
@@ -262,7 +267,7 @@ def read_from(directory: Path) -> Callable[[str], bytes | None]:
     return read
 
 
-def report(number: int, totals: Counter[str]) -> None:
+def report(number: int, totals: Counter[str], ended: str = "") -> None:
     """For those who let it run for hours."""
     if path := os.environ.get("RAYCACHE_CRASH_REPORT"):
-        Path(path).write_text(f"{number} rounds of seed {SEED}: {dict(totals)}\n")
+        Path(path).write_text(f"{number} rounds of seed {SEED}: {dict(totals)} {ended}\n")
