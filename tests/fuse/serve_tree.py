@@ -191,7 +191,7 @@ class HangingDisk(Vfs):
         with suppress(WouldBlock):
             return super().begin_read(ino, offset, size)
         nothing: Any = None
-        begun = Begun(Piece(b"", offset, size), 0.0, nothing, nothing, 0, memoryview(b""), 0)
+        begun = Begun(Piece(b"", offset, size), 0.0, nothing, nothing, 0, nothing, 0, 0)
         self._under_way[begun] = time.monotonic() + self.hang_s
         return begun
 
