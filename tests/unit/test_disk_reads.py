@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raycache.client.blockfiles import _page_aligned
 from raycache.client.diskreads import DiskReads, Ended
+from raycache.client.pagememory import fresh
 
 BODY = random.Random(1).randbytes(1_000_000)
 
@@ -44,7 +44,7 @@ def test_many_reads_are_under_way_at_once_and_each_has_its_bytes(fd: int) -> Non
     for _ in range(50):
         asked = {}
         for _ in range(8):
-            offset, (memory, address) = rng.randrange(0, 200) * 4096, _page_aligned(rng.randrange(1, 100_000))
+            offset, (memory, address, _) = rng.randrange(0, 200) * 4096, fresh(rng.randrange(1, 100_000))
             ticket = reads.begin(fd, memory, address, offset)
             assert ticket is not None
             asked[ticket] = offset, memory
@@ -58,7 +58,7 @@ def test_many_reads_are_under_way_at_once_and_each_has_its_bytes(fd: int) -> Non
 
 def test_no_more_are_begun_than_there_is_room_for(fd: int) -> None:
     reads = DiskReads(2)
-    memory, address = _page_aligned(4096)
+    memory, address, _ = fresh(4096)
     assert None not in [reads.begin(fd, memory, address, 0) for _ in range(2)]
     assert reads.begin(fd, memory, address, 0) is None
     wait(reads, 2)
@@ -68,7 +68,7 @@ def test_no_more_are_begun_than_there_is_room_for(fd: int) -> None:
 
 def test_errors_are_told(fd: int) -> None:
     reads = DiskReads(2)
-    memory, address = _page_aligned(4096)
+    memory, address, _ = fresh(4096)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         reads.begin(10_000, memory, address, 0)
     assert reads.begin(fd, memory, address, len(BODY) // 4096 * 4096) is not None
