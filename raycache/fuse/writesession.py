@@ -55,8 +55,7 @@ class WriteSession(Session[Ask]):
         limits: Limits | None = None,
         stream: VerbStream | None = None,
     ) -> None:
-        """``owner``: uid and gid of what nobody has given an owner. ``stream``: to the master. The others as in
-        Session."""
+        """``owner``: uid and gid of what nobody gave one. ``stream``: to the master. The others as in Session."""
         super().__init__(fd, agreed, limits)
         self._vfs = vfs
         self.beside = Beside(stream, self._done) if stream is not None else None
