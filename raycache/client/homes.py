@@ -1,7 +1,7 @@
 """What workers said of their directories for what is written: where they are, and how much may be written.
 
-Whoever writes asks here first, and the thread that serves a mount is one who does. So workers are asked again in the
-background, and somebody waits for an answer only where the last one is of no use any more, or leaves no room.
+Whoever writes asks here first, and the thread that serves a mount is one who does. So for those who cannot wait workers
+are asked again in the background; they wait only where the last answer is of no use any more, or leaves no room.
 
 Bounds: one question in the background. Threading: safe.
 """
@@ -38,13 +38,14 @@ class Homes:
         """Bytes that were allowed since, by worker."""
         self._asks = False
 
-    def get(self) -> tuple[Home, ...]:
-        """What workers say, not older than HOMES_OLD_S where they answer. Raises Unavailable."""
+    def get(self, *, at_once: bool = False) -> tuple[Home, ...]:
+        """What workers say, where they answer not older than HOMES_S, ``at_once`` than HOMES_OLD_S. Raises
+        Unavailable."""
         with self._lock:
             age_s = self._age_s()
             if age_s < HOMES_S:
                 return self.known
-            in_background = age_s < HOMES_OLD_S
+            in_background = at_once and age_s < HOMES_OLD_S
             begins = in_background and not self._asks
             self._asks |= begins
         if begins:
@@ -52,7 +53,7 @@ class Homes:
         return self.known if in_background else self._ask_now()
 
     def is_at_hand(self) -> bool:
-        """Whether ``get`` answers without waiting."""
+        """Whether ``get`` answers ``at_once``."""
         return self._age_s() < HOMES_OLD_S
 
     def doubt(self) -> None:
@@ -66,7 +67,7 @@ class Homes:
 
     def allow(self, worker_id: str, growth_bytes: int) -> None:
         """Count what is about to be written. Raises NoSpace, by an answer not older than HOMES_S, and Unavailable."""
-        homes = self.get()
+        homes = self.get(at_once=True)
         if self._take(homes, worker_id, growth_bytes):
             return
         if self._age_s() >= HOMES_S:

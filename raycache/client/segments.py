@@ -152,15 +152,16 @@ class Segments:
         self._held: dict[str, str] = {}
         """Segments that workers hold open for us, with the worker."""
 
-    def writer(self) -> Writer:
+    def writer(self, *, at_once: bool = False) -> Writer:
         """A new segment, on the disk of this node's worker where there is one. Raises NoSpace, Unavailable.
 
-        A worker that is gone or has just started is waited for.
+        A worker that is gone or has just started is waited for. ``at_once``: without waiting, where it ``is_at_hand``.
         """
-        return ask_until_there(self._begin, "a worker to write to", self._timeout_s, self._clock, self._scheduler.sleep)
+        begin = partial(self._begin, at_once)
+        return ask_until_there(begin, "a worker to write to", self._timeout_s, self._clock, self._scheduler.sleep)
 
-    def _begin(self) -> Writer:
-        homes = self._homes.get()
+    def _begin(self, at_once: bool) -> Writer:
+        homes = self._homes.get(at_once=at_once)
         for home in homes:
             if _is_open_to_us(home):
                 return self._local.make(home, partial(self._homes.allow, home.worker_id))

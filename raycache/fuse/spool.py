@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 class Bytes(Protocol):
     """What is asked of ``client.segments.Segments``."""
 
-    def writer(self) -> Writer:
-        """A new segment. Raises NoSpace, Unavailable."""
+    def writer(self, *, at_once: bool = False) -> Writer:
+        """A new segment; ``at_once`` where it ``is_at_hand``. Raises NoSpace, Unavailable."""
         ...
 
     def resume(self, segment: str, worker_id: str) -> Writer:
@@ -117,7 +117,7 @@ class Spool:
             return roll
 
     def _make(self) -> Roll:
-        roll = Roll(self._segments.writer())
+        roll = Roll(self._segments.writer(at_once=True))
         self._begun(roll)
         self._rolls[roll.segment] = roll
         return roll

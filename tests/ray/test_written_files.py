@@ -21,7 +21,7 @@ from raycache.store.segmentfile import NodeSegments
 
 
 def test_segments_are_written_here_or_through_the_worker(cache: Any, tmp_path: Path) -> None:
-    assert os.listdir(cache.segments._renewed()[0].directory)
+    assert os.listdir(cache.segments._homes.get()[0].directory)
     through = Segments(Elsewhere(cache.segments._calls), NodeSegments(), cache.namespace, cache.reader, 20)
     for segments in (cache.segments, through):
         writer = segments.writer()

@@ -64,18 +64,26 @@ def test_who_comes_first_asks_and_the_answer_is_believed_for_a_while(workers: Wo
     assert workers.background == []
 
 
-def test_then_it_is_asked_in_the_background_and_once(workers: Workers, homes: Homes) -> None:
+def test_then_it_is_asked_in_the_background_and_once_for_who_cannot_wait(workers: Workers, homes: Homes) -> None:
     homes.get()
     workers.now += HOMES_S
     workers.room_bytes = 5
     for _ in range(3):
-        assert homes.get()[0].room_bytes == 1000
+        assert homes.get(at_once=True)[0].room_bytes == 1000
     assert (workers.asked, len(workers.background)) == (1, 1)
     workers.run_background()
-    assert homes.get()[0].room_bytes == 5
+    assert homes.get(at_once=True)[0].room_bytes == 5
     workers.now += HOMES_S
-    homes.get()
+    homes.get(at_once=True)
     assert len(workers.background) == 1
+
+
+def test_who_can_wait_is_told_what_is_so_now(workers: Workers, homes: Homes) -> None:
+    homes.get()
+    workers.now += HOMES_S
+    workers.room_bytes = 5
+    assert homes.get()[0].room_bytes == 5
+    assert workers.background == []
 
 
 def test_an_old_answer_is_waited_for(workers: Workers, homes: Homes) -> None:
@@ -83,7 +91,7 @@ def test_an_old_answer_is_waited_for(workers: Workers, homes: Homes) -> None:
     workers.now += HOMES_OLD_S
     workers.room_bytes = 5
     assert not homes.is_at_hand()
-    assert homes.get()[0].room_bytes == 5
+    assert homes.get(at_once=True)[0].room_bytes == 5
     homes.doubt()
     assert not homes.is_at_hand()
 
@@ -96,10 +104,13 @@ def test_the_files_are_there_whether_the_worker_is_or_not(workers: Workers, home
     homes.get()
     workers.is_away = True
     workers.now += HOMES_S
-    homes.get()
+    homes.get(at_once=True)
     workers.run_background()
-    workers.now += HOMES_OLD_S
     assert homes.get()[0].room_bytes == 1000
+    assert homes.is_at_hand()
+    workers.now += HOMES_OLD_S
+    assert not homes.is_at_hand()
+    assert homes.get(at_once=True)[0].room_bytes == 1000
     workers.is_away = False
     homes.get()
     assert homes.is_at_hand()
@@ -134,7 +145,7 @@ def test_nothing_is_refused_by_an_answer_that_is_old(workers: Workers, homes: Ho
 def test_what_is_allowed_while_a_question_is_under_way_counts_after_it(workers: Workers, homes: Homes) -> None:
     homes.allow("worker", 600)
     workers.now += HOMES_S
-    homes.get()
+    homes.get(at_once=True)
     workers.room_bytes = 400
     workers.meanwhile = lambda: homes.allow("worker", 300)
     workers.run_background()
