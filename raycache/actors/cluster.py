@@ -81,7 +81,7 @@ class RemotePool:
         self._ranges = Ranges()
         self._callers = Callers()
         self._not_brought: dict[str, float] = {}
-        """Until when no blocks are asked of a worker, only ranges; one entry per worker at most."""
+        """Until when no blocks are asked of a worker, only ranges; of those that it is not over for."""
         self._newer: tuple[int, str] = (0, "")
         """Number of the newest view that a worker told of, and that worker."""
 
@@ -170,7 +170,9 @@ class RemotePool:
                 return self._receive(worker_id, ref, timeout_s)
             except _NotBrought as late:
                 _log.warning("%s; asking for ranges of them for %g s", late, RANGES_S)
-                self._not_brought[worker_id] = time.monotonic() + RANGES_S
+                now = time.monotonic()
+                still = {each: until for each, until in self._not_brought.items() if until > now}
+                self._not_brought = {**still, worker_id: now + RANGES_S}
             return self.begin(worker_id, requests, max(0.1, deadline - time.monotonic())).answers()
 
         return RemoteCall(ref, receive, timeout_s + 1)
