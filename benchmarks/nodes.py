@@ -217,7 +217,7 @@ def bucket_of_files(scratch: Path, times: int = 1) -> Iterator[tuple[ObjectStore
     with ObjectStoreServer() as server:
         server.create_bucket("nodes")
         workload.upload(server, "nodes", scratch / "files", "files")
-        os.sync()  # the server's disk is this machine's: what it still had to write was part of the second epoch
+        os.sync()  # the server's disk is this machine's: what it still has to write is no part of an epoch
         yield server, names
 
 
