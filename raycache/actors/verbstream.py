@@ -49,26 +49,9 @@ class VerbStream:
             return []
         if self._out and not self._push():
             return None
-        try:
-            while piece := self._socket.recv(_PIECE_BYTES):
-                self._data += piece
+        found = self._taken_apart() if self._receive() else None
+        if found is None:
             self._lose()
-            return None
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._lose()
-            return None
-        found: list[list[Any | Failed] | Failed] = []
-        while len(self._data) >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(self._data)
-            if length > MESSAGE_BYTES_MAX:
-                self._lose()
-                return None
-            if len(self._data) < LENGTH.size + length:
-                break
-            found.append(pickle.loads(memoryview(self._data)[LENGTH.size : LENGTH.size + length]))
-            del self._data[: LENGTH.size + length]
         return found
 
     def abandon(self) -> None:
@@ -88,6 +71,34 @@ class VerbStream:
                 self._socket.setblocking(False)
                 self._poll.register(self._socket, select.EPOLLIN)
         return self._socket is not None
+
+    def _receive(self) -> bool:
+        """Take what has come; whether there is more to be expected."""
+        assert self._socket is not None
+        try:
+            while piece := self._socket.recv(_PIECE_BYTES):
+                self._data += piece
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _taken_apart(self) -> list[list[Any | Failed] | Failed] | None:
+        """The answers that are whole; None where they cannot be read."""
+        found: list[list[Any | Failed] | Failed] = []
+        while len(self._data) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._data)
+            if length > MESSAGE_BYTES_MAX:
+                return None
+            if len(self._data) < LENGTH.size + length:
+                break
+            try:
+                found.append(pickle.loads(self._data[LENGTH.size : LENGTH.size + length]))
+            except Exception:  # noqa: BLE001 - what it says of one request; threads ask for each anew, and say it there
+                return None
+            del self._data[: LENGTH.size + length]
+        return found
 
     def _push(self) -> bool:
         """Have the kernel take what it has room for; whether there still is a connection."""

@@ -136,11 +136,11 @@ class BlockFiles:
         self._beside = False
         """Whether reads are begun: the kernel makes them, and so does the file system."""
         self._begun: dict[int, Begun] = {}
+        self._late = 0
+        """Of them, those that did not end in time."""
         self._pages: PageMemory | None = None
         self._shown: list[Pages] = []
         """Memory of what the last call of ``ended`` told of."""
-        self._late = 0
-        """Of them, those that did not end in time."""
         self.reads = 0
         """Ranges read here, for figures; a lost update under contention does not matter."""
 

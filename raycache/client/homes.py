@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from raycache.core.scheduling import Scheduler
-from raycache.core.segment import Home
+from raycache.core.segment import Home, no_room
 from raycache.errors import NoSpace, RaycacheError, Unavailable
 
 HOMES_S = 2.0
@@ -76,10 +76,7 @@ class Homes:
                 return
         self.doubt()  # what was freed counts from the next try on
         room_bytes = sum(self.room_bytes(home) for home in homes if home.worker_id == worker_id)
-        raise NoSpace(
-            f"worker {worker_id[:8]} has room for {room_bytes:,} more bytes of what is written, not for "
-            f"{growth_bytes:,}; free or persist what was written, or raise write_quota"
-        )
+        raise NoSpace(no_room(worker_id, growth_bytes, room_bytes))
 
     def _take(self, homes: Sequence[Home], worker_id: str, growth_bytes: int) -> bool:
         with self._lock:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Pages(NamedTuple):
 
 def fresh(size_bytes: int) -> Pages:
     """Memory for whole pages, as O_DIRECT wants it; not cleared."""
-    whole = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+    whole = _whole(size_bytes)
     memory = np.empty(whole + PAGE_BYTES, np.uint8)
     address = memory.ctypes.data
     skip = -address % PAGE_BYTES
@@ -45,14 +46,15 @@ class PageMemory:
 
     def __init__(self) -> None:
         mapped = mmap.mmap(-1, SLOTS * SLOT_BYTES)
-        mapped.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without large pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
         self._memory = memoryview(mapped)
         self._address = np.frombuffer(mapped, np.uint8).ctypes.data
         self._free = list(range(SLOTS))
 
     def take(self, size_bytes: int) -> Pages:
         """Memory for whole pages. What it held before is still there."""
-        whole = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+        whole = _whole(size_bytes)
         if whole > SLOT_BYTES or not self._free:
             return fresh(size_bytes)
         slot = self._free.pop()
@@ -62,3 +64,8 @@ class PageMemory:
     def give_back(self, pieces: Iterable[Pages]) -> None:
         """Nobody looks into these any more, and no disk writes to them."""
         self._free += [pages.slot for pages in pieces if pages.slot is not None]
+
+
+def _whole(size_bytes: int) -> int:
+    """Bytes of the pages that hold so many."""
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES

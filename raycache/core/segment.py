@@ -31,6 +31,14 @@ class Home(NamedTuple):
     """What may still be written there."""
 
 
+def no_room(worker_id: str, wanted_bytes: int, room_bytes: int) -> str:
+    """What a NoSpace says when the quota is full."""
+    return (
+        f"worker {worker_id[:8]} has room for {room_bytes:,} more bytes of what is written, not for {wanted_bytes:,}; "
+        "free or persist what was written, or raise write_quota"
+    )
+
+
 class SegmentRange(NamedTuple):
     """Bytes of a segment."""
 

@@ -13,7 +13,8 @@ Invariants
   the verbs carry the id of their request, and steps have no effect before their last answer that they do not undo.
 * Steps never wait; where they would have to, they raise WouldBlock.
 
-Bounds: OPEN_MAX requests, CALLS calls under way, LATE_S for each. Threading: one thread.
+Bounds: OPEN_MAX requests, VERBS_TOGETHER verbs in a call, CALLS calls under way, LATE_S for each.
+Threading: one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from raycache.core.values import Buffer, Failed
 
 CALLS = 2
 """Calls under way at once: while one is on its way back, the master does the next."""
-VERBS_AT_ONCE = 128
+VERBS_TOGETHER = 128
+"""In a call; what comes meanwhile goes with the next."""
 OPEN_MAX = 1024
 LATE_S = 2.0
 """After that threads take over: the master is away, or lists a directory of a source."""
@@ -118,7 +120,7 @@ class Beside(Generic[R]):
         while self._waiting and len(self._calls) < CALLS:
             call: _Call[R] = _Call(self._clock())
             count = 0
-            while self._waiting and (not call.asked or count + len(self._waiting[0].verbs) <= VERBS_AT_ONCE):
+            while self._waiting and (not call.asked or count + len(self._waiting[0].verbs) <= VERBS_TOGETHER):
                 asked = self._waiting.popleft()
                 if not asked.is_over:
                     call.asked.append(asked)

@@ -6,7 +6,7 @@ call. So one program pays no more than a call, and many together pay little more
 Responsible for: who calls when. Not responsible for: the call itself (``TreeApi.apply`` waits while the master is away,
 and ends at a deadline).
 
-Bounds: VERBS_AT_ONCE verbs in a call, CALLERS calls under way. Threading: safe.
+Bounds: VERBS_AT_ONCE verbs in a call, CALLS calls under way. Threading: safe.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from typing import Any
 from raycache.client.treeapi import VERBS_AT_ONCE, TreeApi
 from raycache.core.inode import Verb
 from raycache.core.values import Failed
-from raycache.fuse.beside import Steps, T
-
-CALLERS = 2
-"""Calls under way at once: while one is on its way back, the master does the next."""
+from raycache.fuse.beside import CALLS, Steps, T
 
 
 class _Group:
@@ -80,7 +77,7 @@ class Grouped:
         group = _Group(verbs)
         with self._lock:
             self._waiting.append(group)
-            group.calls = self._callers < CALLERS
+            group.calls = self._callers < CALLS
             self._callers += group.calls
         if not group.calls:
             group.turn.wait()  # whoever calls has a deadline, and passes the turn on whatever happens

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raycache.core.inode import Segment
-from raycache.core.segment import Home, SegmentRange, is_segment
+from raycache.core.segment import Home, SegmentRange, is_segment, no_room
 from raycache.core.values import Buffer, Failed
 from raycache.errors import NoSpace, NotFound, Unavailable
 from raycache.store.fileops import FileOps
@@ -389,11 +389,3 @@ def _changed_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def no_room(worker_id: str, wanted_bytes: int, room_bytes: int) -> str:
-    """What a NoSpace says when the quota is full."""
-    return (
-        f"worker {worker_id[:8]} has room for {room_bytes:,} more bytes of what is written, not for {wanted_bytes:,}; "
-        "free or persist what was written, or raise write_quota"
-    )

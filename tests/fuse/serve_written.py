@@ -66,8 +66,6 @@ class Options:
     mount_id: str = "mount"
     delay_s: float = 0.0
     """Of each call to the master."""
-    beside: bool = True
-    """Whether the serving thread asks the master itself."""
 
 
 class HereCalls:
@@ -117,7 +115,7 @@ class SlowTree:
         return self._tree.apply(verbs)  # type: ignore[no-any-return]
 
 
-def build(options: Options) -> tuple[WritableVfs, VerbStream | None]:
+def build(options: Options) -> tuple[WritableVfs, VerbStream]:
     """All that lies behind the session."""
     state = Path(options.state)
     metadata = Metadata(Catalog.open(state / "catalog"), {}, UfsLimits(), 1 << 20, time.time_ns)
@@ -135,7 +133,7 @@ def build(options: Options) -> tuple[WritableVfs, VerbStream | None]:
     log.open()
     files = Files(grouped, segments, dataset.name, log, lambda ino: None)
     vfs = WritableVfs(grouped, files, log, directory_ino(dataset.root_id), options.mount_id)
-    return vfs, stream_to(tree) if options.beside else None
+    return vfs, stream_to(tree)
 
 
 def stream_to(tree: Any) -> VerbStream:

@@ -14,7 +14,7 @@ from raycache.client.namespace import WouldBlock
 from raycache.core.inode import Verb
 from raycache.core.values import Failed
 from raycache.errors import Exists, NotFound
-from raycache.fuse.beside import CALLS, LATE_S, OPEN_MAX, VERBS_AT_ONCE, Beside, Steps, given
+from raycache.fuse.beside import CALLS, LATE_S, OPEN_MAX, VERBS_TOGETHER, Beside, Steps, given
 
 
 class Stream:
@@ -120,9 +120,9 @@ def test_while_calls_are_under_way_the_others_gather(made: Made) -> None:
 
 def test_a_call_has_a_bound(made: Made) -> None:
     for number in range(3):
-        made.beside.begin(str(number), made.steps(str(number), verbs=VERBS_AT_ONCE // 2))
+        made.beside.begin(str(number), made.steps(str(number), verbs=VERBS_TOGETHER // 2))
     made.beside.send()
-    assert [len(call) for call in made.stream.calls] == [VERBS_AT_ONCE, VERBS_AT_ONCE // 2]
+    assert [len(call) for call in made.stream.calls] == [VERBS_TOGETHER, VERBS_TOGETHER // 2]
 
 
 def test_beyond_the_bound_threads_take_over(made: Made) -> None:

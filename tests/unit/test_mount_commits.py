@@ -1,7 +1,8 @@
-"""Commits of files in a mount that is written, where the answer of one is lost."""
+"""Commits of files in a mount that is written: what is on a disk when, and where the answer of one is lost."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,25 @@ def test_steps_that_may_not_wait_leave_what_another_commits_alone(cache: InProce
     first.close()
     files.commit(ino, "2")
     assert files.is_committed(ino)
+
+
+def test_fsync_waits_for_the_bytes_and_then_for_the_master(
+    cache: InProcessCache, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    tree, fsync = cache.metadata.tree, os.fdatasync
+    monkeypatch.setattr(tree._catalog, "sync", lambda: done.append("catalog"))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (done.append("segment"), fsync(fd)))
+    ino = begin(cache, files, b"bytes")
+    files.commit(ino, "1")
+    assert done == [], "a file that is closed need not be on a disk"
+    files.commit(ino, "2", sync=True)
+    assert done == ["segment", "catalog"], "also when it was closed before"
+    files.write(ino, 5, memoryview(b"more"))
+    files.commit(ino, "3", sync=True)
+    assert done == ["segment", "catalog"] * 2
+    files.drafts.drop(ino)
+    files.commit(ino, "4", sync=True)
+    assert done[4:] == ["catalog"]
+    content: Any = tree.content(("data", "file"))[1]
+    assert content.size_bytes == 9
