@@ -1,10 +1,11 @@
 """Writes files for ever, and notes each before it begins and when it was acknowledged; it goes on after errors.
 
 python acknowledging_writer.py mount SEED DIRECTORY LOG      files are fsynced, or closed; every other one under another
-                                                             name, and then moved to its own
+                                                             name, and then moved to its own; the oldest are deleted
 python acknowledging_writer.py api SEED URI LOG              whole files, one by one or many at once, often over others
 
-The log has lines of a word, a name and a number: ``begun``, ``done`` or ``failed``. It is on a disk of this machine: a
+The log has lines of a word, a name and a number: ``begun``, ``done`` or ``failed``, and where a file is deleted
+``dropping`` and ``dropped``. It is on a disk of this machine: a
 line is there when ``os.write`` has returned, whoever is killed.
 """
 
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+KEPT = 400
+"""Files of a writer through the mount: whoever writes for hours fills no disk."""
 SIZES = (0, 10, 5000, 200_000, 1_500_000)
 
 
@@ -52,9 +55,17 @@ def mount_name(number: int) -> str:
     return f"moved-{number}" if number % 2 else f"direct-{number}"
 
 
+def drop(number: int, directory: Path, log: Log) -> None:
+    """Delete a file that may be there or not. Raises OSError; then it is tried again with the next."""
+    name = mount_name(number)
+    log.say("dropping", [(name, number)])
+    (directory / name).unlink(missing_ok=True)
+    log.say("dropped", [(name, number)])
+
+
 def main(how: str, seed: int, where: str, log: Log) -> None:
     generator = random.Random(seed)
-    number = 0
+    number = oldest = 0
     while True:
         count = generator.choice([1, 1, 5]) if how == "api" else 1
         numbers = range(number, number + count)
@@ -66,6 +77,9 @@ def main(how: str, seed: int, where: str, log: Log) -> None:
             if how == "api":
                 write_by_api(seed, where, dict(names))
             else:
+                while number - oldest > KEPT:
+                    drop(oldest, Path(where), log)
+                    oldest += 1
                 write_to_mount(seed, numbers[0], Path(where), generator)
         except OSError as error:
             log.say("failed", names)

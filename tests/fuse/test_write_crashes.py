@@ -1,4 +1,5 @@
-"""Whoever is killed while files are written: what was acknowledged is there and whole, everything else whole or absent.
+"""Whoever is killed while files are written: what was acknowledged is there and whole, everything else whole or absent,
+and what was deleted stays away.
 
 RAYCACHE_CRASH_ROUNDS and RAYCACHE_CRASH_SEED: how many rounds, and of which seed; RAYCACHE_CRASH_MINUTES: after which
 none is begun.
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -39,48 +40,86 @@ VICTIMS = ("gateway", "worker", "master", "all", "mount")
 """``all``: of these, at once; ``mount``: gateway and holder, after which it is mounted again."""
 
 
+class Allowed(NamedTuple):
+    """What a name may hold."""
+
+    last: int | None = None
+    """The number that was acknowledged last."""
+    begun: tuple[int, ...] = ()
+    """All that were begun since."""
+    dropping: bool = False
+    dropped: bool = False
+    """Whether its deletion was begun, and acknowledged."""
+
+    def after(self, word: str, number: int) -> Allowed:
+        match word:
+            case "begun":
+                return self._replace(begun=(*self.begun, number))
+            case "done":
+                return self._replace(last=number, begun=tuple(each for each in self.begun if each > number))
+            case "dropping":
+                return self._replace(dropping=True)
+            case "dropped":
+                return self._replace(dropped=True)
+            case _:
+                return self
+
+
 class Writer:
     """A process that writes, and what it said."""
 
     def __init__(self, how: str, seed: int, where: str, logs: Path) -> None:
         self.how, self.seed, self.where = how, seed, where
         self._log = logs / f"{how}-{seed}.log"
+        self._heard_bytes = 0
+        self._said: list[tuple[str, str, int]] = []
+        self._done = 0
+        self._allowed: dict[str, Allowed] = {}
         with open(logs / f"{how}-{seed}.err", "wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, str(WRITER), how, str(seed), where, str(self._log)], stderr=errors, env=os.environ
             )
 
+    def _hear(self) -> None:
+        """Read on in its log, up to the last whole line."""
+        if not self._log.exists():
+            return
+        with open(self._log, "rb") as log:
+            log.seek(self._heard_bytes)
+            whole = log.read().rpartition(b"\n")[0]
+        if not whole:
+            return
+        self._heard_bytes += len(whole) + 1
+        for word, name, number in (line.split() for line in whole.decode().split("\n")):
+            self._said.append((word, name, int(number)))
+            self._done += word == "done"
+            self._allowed[name] = self._allowed.get(name, Allowed()).after(word, int(number))
+
     def said(self) -> list[tuple[str, str, int]]:
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        return [(word, name, int(number)) for word, name, number in (line.split() for line in lines)]
+        self._hear()
+        return self._said
 
     def done(self) -> int:
-        return sum(word == "done" for word, _, _ in self.said())
+        self._hear()
+        return self._done
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait(20)
 
-    def allowed(self) -> dict[str, tuple[int | None, list[int]]]:
-        """Of each name the number that was acknowledged last, and all that were begun since."""
-        found: dict[str, tuple[int | None, list[int]]] = {}
-        for word, name, number in self.said():
-            last, begun = found.get(name, (None, []))
-            if word == "begun":
-                found[name] = last, [*begun, number]
-            elif word == "done":
-                found[name] = number, [each for each in begun if each > number]
-        return found
+    def allowed(self) -> dict[str, Allowed]:
+        self._hear()
+        return self._allowed
 
 
 def check(writer: Writer, read: Callable[[str], bytes | None], only: set[str] | None = None) -> Counter[str]:
     """Read what a writer has written, and fail for what is lost or torn."""
     counts: Counter[str] = Counter()
-    for name, (last, begun) in writer.allowed().items():
+    for name, allowed in writer.allowed().items():
         if only is not None and name not in only:
             continue
         deadline = time.monotonic() + FOLLOW_S
-        while (found := verdict(writer, name, last, begun, read(name))).startswith("wrong"):
+        while (found := verdict(writer, name, allowed, read(name))).startswith("wrong"):
             assert time.monotonic() < deadline, (
                 f"{name} of {writer.how} {writer.seed}: {found}; {known_of(writer, name)}"
             )
@@ -89,9 +128,14 @@ def check(writer: Writer, read: Callable[[str], bytes | None], only: set[str] | 
     return counts
 
 
-def verdict(writer: Writer, name: str, last: int | None, begun: list[int], found: bytes | None) -> str:
+def verdict(writer: Writer, name: str, allowed: Allowed, found: bytes | None) -> str:
+    last, begun = allowed.last, allowed.begun
+    if found is None and not allowed.dropping and last is not None:
+        return f"wrong: {last} was acknowledged, and it is lost"
     if found is None:
-        return "absent" if last is None else f"wrong: {last} was acknowledged, and it is lost"
+        return "deleted" if allowed.dropping else "absent"
+    if allowed.dropped:
+        return "wrong: it was deleted, and is there again"
     if last is not None and found == body(writer.seed, last):
         return "whole"
     if any(found == body(writer.seed, number) for number in begun):
