@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 KEPT = 400
@@ -59,7 +60,12 @@ def drop(number: int, directory: Path, log: Log) -> None:
     """Delete a file that may be there or not. Raises OSError; then it is tried again with the next."""
     name = mount_name(number)
     log.say("dropping", [(name, number)])
-    (directory / name).unlink(missing_ok=True)
+    opened = os.open(directory, os.O_DIRECTORY)  # while nothing is mounted, it is this that is not found
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=opened)
+    finally:
+        os.close(opened)
     log.say("dropped", [(name, number)])
 
 

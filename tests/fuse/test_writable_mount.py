@@ -23,7 +23,7 @@ from mounting import MountedToWrite
 
 HERE = Path(__file__).parent
 POSIX = HERE / "posix.py"
-SEQUENCES = int(os.environ.get("RAYCACHE_MOUNT_SEQUENCES", "50"))
+SEQUENCES = int(os.environ.get("RAYCACHE_MOUNT_SEQUENCES", "200"))
 """Drawn at random, each of up to 40 steps."""
 CASES = sorted(
     line.removeprefix("def ").partition("(")[0]

@@ -26,7 +26,7 @@ from acknowledging_writer import body
 import raycache
 from raycache.actors.cluster import current
 from raycache.config import load_settings
-from raycache.errors import NotFound
+from raycache.errors import Changed, NotFound
 from raycache.fuse.mount import list_mounts
 
 WRITER = Path(__file__).with_name("acknowledging_writer.py")
@@ -130,10 +130,8 @@ def check(writer: Writer, read: Callable[[str], bytes | None], only: set[str] | 
 
 def verdict(writer: Writer, name: str, allowed: Allowed, found: bytes | None) -> str:
     last, begun = allowed.last, allowed.begun
-    if found is None and not allowed.dropping and last is not None:
-        return f"wrong: {last} was acknowledged, and it is lost"
     if found is None:
-        return "deleted" if allowed.dropping else "absent"
+        return verdict_of_none(allowed)
     if allowed.dropped:
         return "wrong: it was deleted, and is there again"
     if last is not None and found == body(writer.seed, last):
@@ -145,6 +143,12 @@ def verdict(writer: Writer, name: str, allowed: Allowed, found: bytes | None) ->
         return "begun"
     differ = differences(found, body(writer.seed, begun[-1])) if begun else ""
     return f"wrong: {len(found)} bytes that are none of {last}, {begun}; {differ}"
+
+
+def verdict_of_none(allowed: Allowed) -> str:
+    if allowed.dropping:
+        return "deleted"
+    return "absent" if allowed.last is None else f"wrong: {allowed.last} was acknowledged, and it is lost"
 
 
 def is_part(found: bytes, wanted: bytes) -> bool:
@@ -229,11 +233,16 @@ def read_by_api(writer: Writer) -> Callable[[str], bytes | None]:
     root = f"raycache://data/{writer.how}-{writer.seed}"
 
     def read(name: str) -> bytes | None:
-        try:
-            with raycache.open(f"{root}/{name}") as file:
-                return bytes(file.read())
-        except NotFound:
-            return None
+        deadline = time.monotonic() + FOLLOW_S
+        while True:
+            try:
+                with raycache.open(f"{root}/{name}") as file:
+                    return bytes(file.read())
+            except NotFound:
+                return None
+            except Changed:  # it was deleted or written anew, which is not seen here yet
+                assert time.monotonic() < deadline, f"{root}/{name} has changed, and what it is now is not shown"
+                time.sleep(0.5)
 
     return read
 

@@ -29,7 +29,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.core.inode import Verb
 from raycache.testing.inprocess import InProcessCache
 
-SEQUENCES = int(os.environ.get("RAYCACHE_API_SEQUENCES", "200"))
+SEQUENCES = int(os.environ.get("RAYCACHE_API_SEQUENCES", "800"))
 SEED = int(os.environ.get("RAYCACHE_API_SEED", "0")) or random.SystemRandom().randrange(2**32)
 PER_CACHE = 200
 """Examples after which there is a new cache: what was removed is remembered for a while."""
@@ -338,7 +338,7 @@ class ApiTwins(TwinTrees):
         shutil.rmtree(self.local.root)
 
 
-@pytest.mark.timeout(120 + 2 * SEQUENCES)
+@pytest.mark.timeout(120 + 3 * SEQUENCES)
 def test_the_api_and_a_local_directory_do_not_differ() -> None:
     print(f"seed {SEED}")  # noqa: T201
     with tempfile.TemporaryDirectory() as base:
