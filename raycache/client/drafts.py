@@ -26,9 +26,10 @@ from typing import IO, Any, NamedTuple, Protocol
 from raycache.client.changing import Target
 from raycache.client.segments import Segments, Writer
 from raycache.core.arguments import check_write_type
-from raycache.core.extents import Extents
-from raycache.core.inode import EXTENTS_MAX, LISTED_FILE, Attr, Content, Extent, Segment, Verb
+from raycache.core.extents import Extents, found_anew
+from raycache.core.inode import EXTENTS_MAX, LISTED_FILE, Attr, Content, Extent, Place, Segment, Verb
 from raycache.core.values import Buffer
+from raycache.errors import Changed
 
 BUFFER_BYTES = 2**20
 COPY_BYTES = 4 * 2**20
@@ -40,6 +41,10 @@ class Committer(Protocol):
 
     segments: Segments
     """Where bytes go to and come from."""
+
+    def content(self, place: Place) -> tuple[Attr, Content]:
+        """See TreeApi.content."""
+        ...
 
     def commit(self, drafts: Sequence[Draft]) -> None:
         """See Writing.commit."""
@@ -243,8 +248,20 @@ class Draft(io.RawIOBase):
     def _read(self, piece: Extent) -> Buffer:
         if self._writer is not None and piece.segment == self._writer.segment:
             return self._writer.pread(piece.offset, piece.length)
-        content = Content(piece.length, (piece._replace(at=0),))
-        return self._owner.segments.read(self.target.dataset, content, 0, piece.length)
+        try:
+            return self._read_beneath([piece])
+        except Changed:
+            # What lies in the source may have been moved there: a file of another name, of which the master knows.
+            if self._base is None or not piece.path:
+                raise
+            attr, content = self._owner.content(self._base.attr.ino)
+            if attr.version != self._base.attr.version:
+                raise
+        return self._read_beneath(found_anew([piece], content))
+
+    def _read_beneath(self, pieces: Sequence[Extent]) -> Buffer:
+        start, stop = pieces[0].at, pieces[-1].at + pieces[-1].length
+        return self._owner.segments.read(self.target.dataset, Content(stop, tuple(pieces)), start, stop - start)
 
     def _gather(self) -> None:
         """Copy what lies scattered into one piece."""

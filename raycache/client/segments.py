@@ -254,6 +254,8 @@ class Segments:
             return None
         if row >= manifest.row_count or manifest.etag(row) != extent.etag:
             return None
+        if manifest.path(row) != extent.path:  # the directory was moved, and in the source it is where it was
+            return None
         return self._reader.read(manifest, row, extent.offset, extent.length)
 
     def _read_segments(self, wanted: Mapping[int, SegmentRange], found: dict[int, Buffer]) -> None:

@@ -18,7 +18,7 @@ from raycache.client.changing import Changing, Target
 from raycache.client.drafts import Base, Draft, Options, buffered
 from raycache.client.segments import Writer
 from raycache.client.treeapi import VERBS_AT_ONCE
-from raycache.core.inode import LISTED_FILE, Content, Extent, Verb
+from raycache.core.inode import LISTED_FILE, Attr, Content, Extent, Place, Verb
 from raycache.core.values import Buffer, Failed
 from raycache.errors import Exists, IsADirectory, NotFound
 
@@ -34,6 +34,10 @@ class Writing:
         self._tree = changing.tree
         self.segments = changing.segments
         """Where bytes go to and come from."""
+
+    def content(self, place: Place) -> tuple[Attr, Content]:
+        """See TreeApi.content."""
+        return self._tree.content(place)
 
     def target(self, uri: str) -> Target:
         """Where a file is to be. Raises InvalidInput, NotFound for its dataset, IsADirectory for the root of one."""

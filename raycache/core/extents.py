@@ -95,6 +95,12 @@ class Extents:
         self._starts[first:stop] = [extent.at for extent in joined]
 
 
+def found_anew(wanted: Iterable[Extent], content: Content) -> list[Extent]:
+    """Pieces of a file, with those that lay in the source where ``content``, the same bytes, says that they lie now."""
+    now = Extents(content)
+    return [each for piece in wanted for each in (now.pieces(piece.at, piece.length) if piece.path else [piece])]
+
+
 def _is_hole(extent: Extent) -> bool:
     return not extent.segment and not extent.path
 

@@ -174,8 +174,9 @@ class Drafts:
             self._drafts.move_to_end(attr.ino)
         with draft.lock:
             is_stale = attr.version > draft.attr.version and not draft.dirty
+            if not draft.dirty and attr.version >= draft.attr.version:
+                draft.extents = Extents(content)  # the same bytes may lie elsewhere by now
             if is_stale:
-                draft.extents = Extents(content)
                 draft.pages_known = False
                 draft.new_bytes = 0
             if attr.version >= draft.attr.version:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from xxhash import xxh3_64_hexdigest
 
 from raycache.client.namespace import WouldBlock
+from raycache.core.extents import found_anew
 from raycache.core.inode import EXTENTS_MAX, Attr, Content, Extent, Verb
 from raycache.core.values import Buffer
-from raycache.errors import Refused, Unavailable
+from raycache.errors import Changed, Refused, Unavailable
 from raycache.fuse.beside import Steps, given
 from raycache.fuse.draftlog import DraftLog, Kind
 from raycache.fuse.drafts import Draft, Drafts
@@ -147,7 +148,18 @@ class Files:
         """Up to ``size`` bytes. Raises what Segments.read raises, IsADirectory, NotFound."""
         draft = self._draft(ino)
         with draft.lock:
-            pieces = draft.extents.pieces(offset, size)
+            pieces, version = draft.extents.pieces(offset, size), draft.attr.version
+        try:
+            return self._read(pieces)
+        except Changed:
+            # What lies in the source may have been moved there: a file of another name, of which the master knows.
+            attr, content = self._master.ask("content", ino)
+        draft = self.drafts.keep(attr, content)
+        with draft.lock:
+            if not draft.dirty:
+                pieces = draft.extents.pieces(offset, size)
+            elif attr.version == version:
+                pieces = found_anew(pieces, content)
         return self._read(pieces)
 
     def _read(self, pieces: list[Extent]) -> Buffer:

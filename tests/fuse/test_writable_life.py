@@ -96,6 +96,30 @@ def test_a_mount_is_written_through_and_leaves_nothing_when_it_ends(
     assert sorted(os.listdir(tmp_path / "source")) == ["sub"]
 
 
+def test_what_is_open_is_read_on_after_it_was_moved_in_the_source(
+    source: str, cache: Any, mountpoint: Path, tmp_path: Path
+) -> None:
+    """The source has no inodes: there, what is moved is another file."""
+    for name in ("clean", "changed", "by-api"):
+        (tmp_path / "source" / name).write_bytes(name.encode() * 1000)
+    with raycache.mount(source, mountpoint, mode="w") as mount:
+        held = [os.open(mountpoint / name, os.O_RDWR) for name in ("clean", "changed")]
+        by_api = raycache.open(f"{source}/by-api", "r+b")
+        os.write(held[1], b"CHANGED")  # and not closed
+        for name in ("clean", "changed", "by-api"):
+            os.rename(mountpoint / name, mountpoint / f"{name}.moved")
+        cache.persisting.persist(source, 60)
+        assert sorted(os.listdir(tmp_path / "source")) == ["by-api.moved", "changed.moved", "clean.moved", "sub"]
+        assert os.pread(held[0], 10_000, 0) == b"clean" * 1000
+        assert os.pread(held[1], 10_000, 0) == b"CHANGED" + b"changed" * 999
+        assert by_api.read() == b"by-api" * 1000
+        by_api.discard()
+        for fd in held:
+            os.close(fd)
+        assert (mountpoint / "clean.moved").read_bytes() == b"clean" * 1000
+        assert mount.mode == "w"
+
+
 def test_what_cannot_be_chosen_together_is_refused(source: str, cache: Any, mountpoint: Path) -> None:
     for choice in ({"mode": "x"}, {"mode": "w", "session": "pyfuse3"}, {"mode": "w", "snapshot": True}):
         with pytest.raises(InvalidInput):

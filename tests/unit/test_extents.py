@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycache.core.extents import Extents
+from raycache.core.extents import Extents, found_anew
 from raycache.core.inode import Content, Extent
 
 Origin = tuple[str, int] | None
@@ -69,3 +69,13 @@ def test_objects_of_the_source_are_kept_apart():
             Extent(6, 4, offset=6, path="a/b", etag="e", row=77),
         ),
     )
+
+
+def test_what_lies_in_the_source_is_looked_for_anew_and_the_rest_is_where_it_was():
+    wanted = [Extent(2, 2, path="old", etag="1", offset=2), Extent(4, 4, "s", 100), Extent(8, 1)]
+    now = Content(9, (Extent(0, 3, path="new", etag="2"), Extent(3, 6, path="other", etag="3", offset=70)))
+    assert found_anew(wanted, now) == [
+        Extent(2, 1, path="new", etag="2", offset=2),
+        Extent(3, 1, path="other", etag="3", offset=70),
+        *wanted[1:],
+    ]

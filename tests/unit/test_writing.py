@@ -646,3 +646,16 @@ def test_what_is_to_outlive_the_machine_is_synced_when_it_is_there(
         file.sync()
     for name, names in zip("xyz", synced, strict=True):
         assert name in names
+
+
+def test_a_listed_file_is_read_to_be_changed_also_after_its_directory_was_moved(
+    cache: InProcessCache, files: FileSystem
+) -> None:
+    files.set_write_type("data", "cache")  # in the source it stays where it is
+    assert read(files, "sub/deep/file") == b"deep"
+    files.rename(f"{ROOT}/sub/deep", f"{ROOT}/moved")
+    cache.namespace.settle()
+    for client in (files, cache.another()[1]):
+        assert client.listdir(f"{ROOT}/moved") == ["file"]
+        with client.open(f"{ROOT}/moved/file", "r+b") as file:
+            assert file.read() == b"deep"
