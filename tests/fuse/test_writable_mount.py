@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from mounting import MountedToWrite
+from twins import make_tree
 
 HERE = Path(__file__).parent
 POSIX = HERE / "posix.py"
@@ -302,6 +303,8 @@ def test_rsync_finds_nothing_to_do_the_second_time(mount: Mount, tmp_path: Path)
 @pytest.mark.timeout(120 + 2 * SEQUENCES)
 @pytest.mark.parametrize("killed", [False, True], ids=["served", "killed"])
 def test_a_mount_and_a_local_directory_do_not_differ(mount: Mount, tmp_path: Path, killed: bool) -> None:
+    for number in range(1, SEQUENCES, 2):
+        make_tree(str(tmp_path / "source" / f"example-{number}"))
     mounted, local = mount(allow_other=True), tmp_path / "local"
     local.mkdir()
     program = subprocess.Popen(

@@ -84,6 +84,14 @@ def seen(root: str) -> dict[str, Any]:
     return found
 
 
+def make_tree(root: str) -> None:
+    """What each example begins with."""
+    os.makedirs(f"{root}/b/c")
+    os.mkdir(f"{root}/c")
+    Path(f"{root}/a").write_bytes(some_bytes(10_000, 1))
+    Path(f"{root}/b/a").write_bytes(b"few")
+
+
 class Twins(TwinTrees):
     """A local directory, and one in a mount."""
 
@@ -94,11 +102,9 @@ class Twins(TwinTrees):
         number = next(_numbers)
         self.here = [os.path.join(root, f"example-{number}") for root in self.roots]
         for root in self.here:
-            os.makedirs(f"{root}/b/c")
-            os.mkdir(f"{root}/c")
-            Path(f"{root}/a").write_bytes(some_bytes(10_000, 1))
+            if not os.path.exists(root):  # of some the source of the mount has it
+                make_tree(root)
             os.link(f"{root}/a", f"{root}/b/b")
-            Path(f"{root}/b/a").write_bytes(b"few")
             for directory in (".", "b", "c"):
                 os.chmod(f"{root}/{directory}", 0o777)
         self.user = 0

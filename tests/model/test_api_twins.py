@@ -34,6 +34,9 @@ SEED = int(os.environ.get("RAYCACHE_API_SEED", "0")) or random.SystemRandom().ra
 PER_CACHE = 200
 """Examples after which there is a new cache: what was removed is remembered for a while."""
 
+BEGIN = {"a": some_bytes(10_000, 1), "b/a": b"few", "b/c/a": b""}
+"""What each example begins with."""
+
 edit_modes = st.sampled_from(["wb", "xb", "ab", "r+b", "w+b", "a+b", "x+b"])
 
 
@@ -83,6 +86,13 @@ class Local(LocalTree):
         with open(self.at(path), "rb") as file:
             file.seek(at)
             return file.read(size)
+
+    def read_to_edit(self, path: str, at: int, data: bytes) -> bytes:
+        with open(self.at(path), "r+b") as file:
+            file.seek(at)
+            file.write(data)
+            file.seek(0)
+            return file.read()
 
     def copy(self, path: str, to: str, replace: bool) -> None:
         with open(self.at(path), "rb") as file:
@@ -145,6 +155,17 @@ class Local(LocalTree):
         return found
 
 
+def make_tree(root: Path) -> None:
+    for path, data in BEGIN.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+
+
+def is_listed(number: int) -> bool:
+    """Whether what an example begins with is of the source, or else was written."""
+    return number % 2 == 1
+
+
 def must_have_no_file_above(path: str) -> None:
     """Whether there is something of this name does not matter."""
     with suppress(FileNotFoundError):
@@ -200,6 +221,13 @@ class Api:
 
     def read_range(self, path: str, at: int, size: int) -> bytes:
         return bytes(self._files.read_range(self.at(path), at, size))
+
+    def read_to_edit(self, path: str, at: int, data: bytes) -> bytes:
+        with self._files.open(self.at(path), "r+b") as file:
+            file.seek(at)
+            file.write(data)
+            file.seek(0)
+            return bytes(file.read())
 
     def copy(self, path: str, to: str, replace: bool) -> None:
         self._files.copy(self.at(path), self.at(to), replace=replace)
@@ -261,13 +289,12 @@ class ApiTwins(TwinTrees):
         cache = type(self).cache
         assert cache is not None
         name = f"example-{number}"
-        (self.base / "local" / name).mkdir()
         self.local = Local(str(self.base / "local" / name))
-        cache.files.mkdir(f"raycache://data/{name}")
         self.api = Api(cache.files, cache, name)
-        for path, data in (("a", some_bytes(10_000, 1)), ("b/a", b"few"), ("b/c/a", b"")):
-            for tree in (self.local, self.api):
-                tree.write_whole(path, data)
+        make_tree(Path(self.local.root))
+        if not is_listed(number):
+            for path, data in BEGIN.items():
+                self.api.write_whole(path, data)
 
     @classmethod
     def new_cache(cls, number: int) -> None:
@@ -275,6 +302,8 @@ class ApiTwins(TwinTrees):
         where = cls.base / f"cache-{number}"
         for name in ("source", "segments"):
             (where / name).mkdir(parents=True)
+        for each in filter(is_listed, range(number, number + PER_CACHE)):
+            make_tree(where / "source" / f"example-{each}")
         cls.cache = InProcessCache(segments=where / "segments")
         cls.cache.files.attach(f"file://{where / 'source'}", "data", {})
         cls.cache.files.set_write_type("data", "cache")
@@ -298,6 +327,10 @@ class ApiTwins(TwinTrees):
     @rule(path=paths, at=offsets, size=sizes)
     def read_range(self, path: str, at: int, size: int) -> None:
         self.both(lambda tree: tree.read_range(path, at, size))
+
+    @rule(path=paths, at=offsets, size=sizes)
+    def read_to_edit(self, path: str, at: int, size: int) -> None:
+        self.both(lambda tree: tree.read_to_edit(path, at, some_bytes(size, at + size)))
 
     @rule(path=paths, to=paths, replace=st.booleans())
     def copy(self, path: str, to: str, replace: bool) -> None:
@@ -327,6 +360,13 @@ class ApiTwins(TwinTrees):
     @rule(files=st.dictionaries(paths, sizes, max_size=4))
     def write_many(self, files: dict[str, int]) -> None:
         self.both(lambda tree: tree.write_many({path: some_bytes(size, size) for path, size in files.items()}))
+
+    @rule()
+    def time_passes(self) -> None:
+        """Until this client shows what was published, and has forgotten what it did itself."""
+        assert self.cache is not None
+        self.cache.namespace.settle()
+        self.both(lambda tree: tree.exists("a"))
 
     def teardown(self) -> None:
         assert self.cache is not None
