@@ -24,7 +24,7 @@ from twins import make_tree
 
 HERE = Path(__file__).parent
 POSIX = HERE / "posix.py"
-SEQUENCES = int(os.environ.get("RAYCACHE_MOUNT_SEQUENCES", "200"))
+SEQUENCES = int(os.environ.get("RAYCACHE_MOUNT_SEQUENCES", "100"))
 """Drawn at random, each of up to 40 steps."""
 CASES = sorted(
     line.removeprefix("def ").partition("(")[0]

@@ -29,7 +29,7 @@ from raycache.client.filesystem import FileSystem
 from raycache.core.inode import Verb
 from raycache.testing.inprocess import InProcessCache
 
-SEQUENCES = int(os.environ.get("RAYCACHE_API_SEQUENCES", "800"))
+SEQUENCES = int(os.environ.get("RAYCACHE_API_SEQUENCES", "900"))
 SEED = int(os.environ.get("RAYCACHE_API_SEED", "0")) or random.SystemRandom().randrange(2**32)
 PER_CACHE = 200
 """Examples after which there is a new cache: what was removed is remembered for a while."""
