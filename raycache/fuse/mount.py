@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -378,6 +379,9 @@ def _start(task: Task, log: Path) -> None:
             process.wait(UNMOUNT_S)
         process.kill()
         raise
+    for shelf in log.parent.glob(f"{log.stem}.*.manifests"):  # of holders that were killed
+        if str(shelf) != task.shelf:
+            shutil.rmtree(shelf, ignore_errors=True)
     # Nobody else would wait for it, and a zombie of ours would look like a gateway that does not go.
     threading.Thread(target=process.wait, name="reap-gateway", daemon=True).start()
 

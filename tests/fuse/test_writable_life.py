@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 import raycache
+from raycache.config import load_settings
 from raycache.errors import InvalidInput, MountError
 from raycache.fuse import device
 from raycache.fuse.mount import list_mounts
+from raycache.fuse.records import log_path
 
 WRITER = Path(__file__).with_name("verified_writer.py")
 WRITERS = 2
@@ -229,3 +231,5 @@ def test_what_was_closed_or_synced_is_there_after_everything_of_the_mount_was_ki
     with raycache.mount(source, mountpoint, mode="w"):
         assert (mountpoint / "closed").read_bytes() == b"closed" * 1000
         assert (mountpoint / "synced").read_bytes() == b"synced" * 300_000
+        log = log_path(load_settings().state_dir, str(mountpoint))
+        assert len(list(log.parent.glob(f"{log.stem}.*.manifests"))) == 1  # what the dead ones had is gone
