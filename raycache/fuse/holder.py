@@ -35,7 +35,14 @@ from typing import Any
 from raycache.errors import MountError, RaycacheError
 from raycache.fuse import device, wire, wirewrite
 from raycache.fuse.children import Gateway, Nursery, start_joined
-from raycache.fuse.records import MountRecord, control_path, forget_record, process_started, write_record
+from raycache.fuse.records import (
+    MountRecord,
+    control_path,
+    forget_record,
+    is_runnable,
+    process_started,
+    write_record,
+)
 from raycache.fuse.task import Lines, Task
 
 UPGRADE = b"upgrade"
@@ -44,6 +51,9 @@ BEAT_S = 0.25
 """How often a gateway says that it lives."""
 SILENT_S = 2.0
 """A serving gateway that said nothing for so long is replaced: stopped, or stuck."""
+STARVED_S = 10.0
+"""The same for one that wants to run: on a machine with too much to do its successor would not be sooner, and might be
+a direct one, which cannot read all."""
 PREPARE_S = 60.0
 """How long a gateway may take to be ready."""
 END_S = 10.0
@@ -263,6 +273,8 @@ class Holder:
                 self._died(gateway)
                 continue
             limit_s = SILENT_S if gateway.serving or gateway.ready else PREPARE_S
+            if now - gateway.heard > limit_s < STARVED_S and is_runnable(gateway.pid):
+                limit_s = STARVED_S
             if now - gateway.heard > limit_s or (gateway.stopping and now - gateway.told_to_stop > SILENT_S):
                 _log.warning("gateway %d was silent for %g s and is replaced", gateway.pid, limit_s)
                 gateway.kill()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,15 @@ def process_started(pid: int) -> int | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
+
+
+def is_runnable(pid: int) -> bool:
+    """Whether a thread of a process runs, or waits for nothing but a processor."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended
+            if path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def _boot_id() -> bytes:
