@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from raycache.core.inode import Content, Extent
+from raycache.core.inode import Content, Extent, pieces
 
 
 class Extents:
@@ -97,8 +97,11 @@ class Extents:
 
 def found_anew(wanted: Iterable[Extent], content: Content) -> list[Extent]:
     """Pieces of a file, with those that lay in the source where ``content``, the same bytes, says that they lie now."""
-    now = Extents(content)
-    return [each for piece in wanted for each in (now.pieces(piece.at, piece.length) if piece.path else [piece])]
+    return [
+        each
+        for piece in wanted
+        for each in (pieces(content.extents, piece.at, piece.length) if piece.path else [piece])
+    ]
 
 
 def _is_hole(extent: Extent) -> bool:

@@ -64,10 +64,9 @@ class MountRecord:
 def process_started(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot, or None when there is none (a zombie counts as none)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        fields = _stat(Path(f"/proc/{pid}/stat"))
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
 
 
@@ -75,9 +74,14 @@ def is_runnable(pid: int) -> bool:
     """Whether a thread of a process runs, or waits for nothing but a processor."""
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):  # it has ended
-            if path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "R":
+            if _stat(path)[0] == "R":
                 return True
     return False
+
+
+def _stat(path: Path) -> list[str]:
+    """What proc(5) says of a process or thread after its name: the state first. Raises OSError."""
+    return path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
 
 
 def _boot_id() -> bytes:
