@@ -26,9 +26,19 @@ from raycache.core.inode import directory_ino
 from raycache.core.listing import LISTING_SCHEMA, NOTHING_BESIDE, Beside, prepare_listing
 from raycache.core.manifest import Directory, Manifest
 from raycache.errors import NotFound, Unavailable
-from raycache.meta.catalog import Catalog, Listed, save_listed
+from raycache.meta.catalog import Catalog, Listed, save_listed, stored_version
 from raycache.meta.inodes import drop_nameless, within
-from raycache.meta.overlay import Entry, Upper, listed_row, look_again, read_entry, read_upper, settled, written
+from raycache.meta.overlay import (
+    Entry,
+    Upper,
+    hide_gone,
+    listed_row,
+    look_again,
+    read_entry,
+    read_upper,
+    settled,
+    written,
+)
 from raycache.meta.versions import next_version
 from raycache.ufs.sources import Sources
 
@@ -90,12 +100,15 @@ class Merging:
                 _open(db, now.upper)
             settled(db, now.upper)
             if packed is None or new is None:
+                if old is None or stored_version(db, dir_id) != old.directory.version:
+                    raise _Again  # nothing is new beside what was published meanwhile, which may be outdated
                 return old
             if old is None:
                 look_again(db, dir_id)
             saved = save_listed(db, packed, request_id)
             if saved is None:
                 raise _Again
+            hide_gone(db, upper)
             return Manifest(saved, new.columns)
         return None
 

@@ -117,6 +117,21 @@ def settled(db: Connection, upper: Upper) -> None:
     db.execute("DELETE FROM touched WHERE dir_id = ? AND changes = ?", (upper.dir_id, upper.changes))
 
 
+def hide_gone(db: Connection, upper: Upper) -> None:
+    """Hide the directories that a version shows and that went while it was made of ``upper``: part of the transaction
+    that stores it. When they went nobody had been shown them, so that no more was left of them than their absence, and
+    of the rows of directories none tells whether the source has it: without this they would be back for good."""
+    if upper.opaque:
+        return  # then no row stays that the tree has not
+    changes = db.execute("SELECT changes FROM touched WHERE dir_id = ?", (upper.dir_id,)).fetchone()
+    if changes is not None and changes[0] == upper.changes:
+        return
+    parent = directory_ino(upper.dir_id)
+    here = {name for (name,) in db.execute("SELECT name FROM entries WHERE parent = ?", (parent,))}
+    gone = [(parent, each.name) for each in upper.entries if each.is_dir and each.name not in here]
+    db.executemany("INSERT INTO entries VALUES (?, ?, NULL)", gone)
+
+
 def look_again(db: Connection, dir_id: int) -> None:
     """What was written in a directory may not be in its first manifest, which is stored in this transaction: while it
     was made, changes were taken for shown because there was none yet."""

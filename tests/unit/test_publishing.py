@@ -315,6 +315,44 @@ def test_what_changes_during_a_first_listing_is_shown_also_where_it_was_taken_fo
     assert shown(cache, "made") == ({"first": 5, "late": 5} if last == "written" else {})
 
 
+@pytest.mark.parametrize("last", ["removed", "moved", "removed with a tree"])
+@pytest.mark.parametrize("shows", ["publisher", "refresh"])
+def test_a_directory_that_goes_while_a_version_with_it_is_made_does_not_stay(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, last: str, shows: str
+) -> None:
+    work, number = cache.metadata.publisher._made, cache.catalog.number_directories
+
+    def gone() -> None:
+        monkeypatch.undo()
+        if last == "removed":
+            cache.tree.rmdir(ROOT, b"made")
+        elif last == "moved":
+            cache.tree.rename(ROOT, b"made", ROOT, b"elsewhere")
+        else:
+            cache.tree.remove_tree(("data", "made"))
+
+    def overtaken(look: Any) -> Any:
+        made = work(look)
+        gone()
+        return made
+
+    def raced(dataset: str, paths: Any) -> Any:
+        gone()
+        return number(dataset, paths)
+
+    cache.tree.mkdir(ROOT, b"made", 0o755, 0, 0)
+    if shows == "publisher":
+        monkeypatch.setattr(cache.metadata.publisher, "_made", overtaken)
+        cache.tree.publish([cache.root_id])
+    else:
+        monkeypatch.setattr(cache.catalog, "number_directories", raced)
+        refresh(cache)
+    assert "made" in shown(cache)
+    cache.tree.publish([cache.root_id])
+    assert shown(cache) == {"a": 10, "b": 10, "sub": None} | ({"elsewhere": None} if last == "moved" else {})
+    assert "made" not in cache.names()
+
+
 def test_what_is_published_by_itself_makes_way_for_who_waits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "GROUP", 1)
     publisher = Publisher(cache.catalog)
@@ -503,6 +541,28 @@ def test_an_entry_that_changes_at_the_last_moment_is_not_dropped(cache: Cache, m
     refresh(cache)
     assert shown(cache)["new"] == 9
     assert cache.names() == ["a", "b", "new", "sub"]
+
+
+def test_a_refresh_that_finds_nothing_new_does_not_settle_what_was_published_meanwhile(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache, "here")
+    cache.tree.publish([cache.root_id])
+    merging = cache.metadata._merging
+    work = merging._listing
+
+    def raced(of: Any) -> Any:
+        monkeypatch.undo()
+        found = work(of)
+        put(cache, "brief")
+        cache.tree.publish([cache.root_id])
+        cache.tree.unlink(ROOT, b"brief")
+        return found
+
+    monkeypatch.setattr(merging, "_listing", raced)
+    refresh(cache)
+    cache.tree.publish([cache.root_id])
+    assert "brief" not in shown(cache)
 
 
 def test_a_source_that_is_away_as_a_whole_takes_nothing(cache: Cache) -> None:
