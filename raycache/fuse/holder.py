@@ -204,12 +204,12 @@ class Holder:
         if self._over:
             return
         serving = next((one for one in self._gateways if one.serving), None)
-        joined = next((one for one in self._gateways if not one.direct and not one.serving), None)
-        direct = next((one for one in self._gateways if one.direct and not one.serving), None)
+        joined, direct = self._standing_by(False), self._standing_by(True)
         if serving is None:
             successor = next((one for one in (joined, direct) if one is not None and one.ready), None)
             if successor is not None:
                 self._promote(successor)
+                joined, direct = self._standing_by(False), self._standing_by(True)
         elif (serving.direct or self._upgrading) and joined is not None and joined.ready and not serving.stopping:
             serving.stop()
         if self._answer is not None or not self._can_resend:
@@ -218,6 +218,9 @@ class Holder:
             self._begin(False, lambda: self._adopt(start_joined(self._task)))
         if direct is None and self._task.root and self._backoff[True].over:
             self._begin(True, self._fork_direct)
+
+    def _standing_by(self, direct: bool) -> Gateway | None:
+        return next((one for one in self._gateways if one.direct == direct and not one.serving), None)
 
     def _begin(self, direct: bool, start: Callable[[], None]) -> None:
         """Start a process, or try again later: memory and descriptors run out, and a directory may be gone."""

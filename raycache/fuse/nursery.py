@@ -1,7 +1,8 @@
 """The nursery: has imported what a direct gateway needs, and forks one whenever the holder asks.
 
 Starting Python and importing numpy, Arrow and an object store client takes a second on a busy machine, in which readers
-would wait; a fork takes milliseconds. It has one thread of its own and opens nothing, so that forking it is safe.
+would wait; a fork takes milliseconds, if all that it will need is imported by then. It has one thread of its own and
+opens nothing, so that forking it is safe.
 ``python -m raycache.fuse.nursery``, started by the holder.
 """
 
@@ -14,9 +15,13 @@ import signal
 import socket
 import sys
 
+# Imported here so that no gateway has to.
+import botocore.session  # noqa: F401 - most of the time of opening a bucket
+import pyarrow as pa
+
 import raycache.ufs.generic
 import raycache.ufs.local
-import raycache.ufs.object  # noqa: F401 - imported here so that no gateway has to
+import raycache.ufs.object  # noqa: F401
 from raycache.fuse.gateway import serve_kernel
 from raycache.fuse.task import Task
 
@@ -28,6 +33,7 @@ def main() -> None:
     link = socket.socket(fileno=task.control_fd)
     # Nobody here waits for the gateways: the holder watches them, and the kernel buries them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    pa.array([])  # with the first array pyarrow imports pandas, where there is one: a quarter of a second
     link.send(b"ready")
     while True:
         message, fds, _, _ = socket.recv_fds(link, 65_536, 1)

@@ -97,6 +97,18 @@ def no_failed_read(reports: list[dict[str, Any]]) -> None:
     assert all(report["reads"] > 0 for report in reports)
 
 
+def somebody_stands_by() -> bool:
+    """Whether the nursery has forked a gateway: a grandchild of the holder."""
+    holder = mount_status()["holder_pid"]
+    return any(children_of(child) for child in children_of(holder))
+
+
+def children_of(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_gateways_killed_at_random_moments_cost_no_failed_read(
@@ -105,7 +117,7 @@ def test_gateways_killed_at_random_moments_cost_no_failed_read(
     rng = random.Random(11)
     with raycache.mount(files[0], mountpoint, session="kernel"):
         with verified_readers(mountpoint, files[1]) as reports:
-            time.sleep(1)
+            wait_until(somebody_stands_by)
             for _ in range(KILLS):
                 time.sleep(rng.uniform(0.05, 1.0))
                 drop_page_cache()
