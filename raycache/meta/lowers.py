@@ -3,8 +3,7 @@
 A transaction does nothing slow, so that no listing is fetched or decoded in it: a verb that finds that it needs one
 raises Missing, is undone, and is done again when it is there (see ``tree``).
 
-Threading: safe. A Lower is immutable but for its version, and for its order, which may be computed twice with the same
-result.
+Threading: safe. A Lower is immutable but for its order, which may be computed twice with the same result.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Lower:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self.version = manifest.directory.version
-        """The last version of the manifest that it holds for."""
+        """Of the manifest."""
         self._dir_id = manifest.directory.dir_id
         self._order: NDArray[np.uint32] | None = None
         self._names: pa.BinaryArray | None = None
@@ -171,14 +170,6 @@ class Lowers:
             if found is not None:
                 self._kept.move_to_end(dir_id)
         return found
-
-    def follow(self, dir_id: int, version: int, next_version: int) -> None:
-        """What is kept of a directory holds for its next version too: that shows what was written, and the source was
-        not asked. Rows that it has as tombstones are covered by entries, and new ones are not the source's."""
-        with self._lock:
-            found = self._kept.get(dir_id)
-            if found is not None and found.version == version:
-                found.version = next_version
 
     def load(self, missing: Mapping[int, bool], held: Mapping[int, Lower | Failed]) -> dict[int, Lower | Failed]:
         """``held``, and the newest listings of more directories. Raises Refused when they are too many at once.

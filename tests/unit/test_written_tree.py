@@ -342,22 +342,6 @@ def test_a_directory_may_give_its_group_to_what_is_made_in_it(cache: Cache) -> N
     assert tree.symlink(("data", "sub"), b"link", b"to", 1, 2).gid == 50
 
 
-def test_what_is_known_of_a_listing_holds_for_versions_that_show_what_was_written(cache: Cache) -> None:
-    loads: list[int] = []
-    manifest = cache.metadata.manifest
-    lowers = Lowers(lambda dir_ids: [loads.append(dir_id) or manifest(dir_id) for dir_id in dir_ids])  # type: ignore[func-returns-value]
-    tree = Tree(cache.catalog, lowers, lambda: 1)
-    root_id = cache.root_id
-    tree.lookup(ROOT, b"a")
-    with cache.catalog.transaction() as db:
-        db.execute("UPDATE manifests SET version = 2 WHERE dir_id = ?", (root_id,))
-    lowers.follow(root_id, 1, 2)
-    lowers.follow(root_id, 1, 3)  # of one that is not kept: nothing happens
-    lowers.follow(99, 1, 2)
-    tree.lookup(ROOT, b"a")
-    assert loads == [root_id]
-
-
 def test_a_file_is_cut_and_made_longer(cache: Cache) -> None:
     tree = cache.tree
     etag = cache.etag("b")
