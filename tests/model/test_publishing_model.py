@@ -120,7 +120,7 @@ class PublishingMachine(RuleBasedStateMachine):
 
     @rule(first=CHANGES, path=FOLDERS, between=BETWEEN)
     def refresh(self, first: list[Change], path: str, between: dict[str, list[Change]]) -> None:
-        self.interrupted(first, path, between, lambda dir_id: self.metadata.refresh(dir_id))
+        self.interrupted(first, path, between, self.metadata.refresh)
 
     def interrupted(
         self, first: list[Change], path: str, between: dict[str, list[Change]], what: Callable[[int], object]
