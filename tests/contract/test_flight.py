@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,15 @@ def serve(monkeypatch: pytest.MonkeyPatch, token: str | None = None) -> ByteServ
     monkeypatch.setattr(flight, "cluster_token", lambda: token)
     server = ByteServer("127.0.0.1", answer)
     server.start()
+    # One in 150 that asks at once is refused, or reset: gRPC listens a moment after the port is known. Clients ask a
+    # worker when the master knows it, and through Ray where that fails.
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.001)
     return server
 
 
