@@ -155,6 +155,8 @@ class PlainTree:
                 raise Fails(errno.EINVAL)
             folder.entries[old[-1]], to_folder.entries[new[-1]] = target, node
             return node
+        if target is not None and target.kind == "dir" and any(other is folder for _, other in self.walk(target)):
+            raise Fails(errno.ENOTEMPTY)  # what is moved lies in it: Linux asks that first
         if target is not None and node.kind == "dir" and target.kind != "dir":
             raise Fails(errno.ENOTDIR)
         if target is not None and node.kind != "dir" and target.kind == "dir":
