@@ -28,17 +28,7 @@ from raycache.core.manifest import Directory, Manifest
 from raycache.errors import NotFound, Unavailable
 from raycache.meta.catalog import Catalog, Listed, save_listed, stored_version
 from raycache.meta.inodes import drop_nameless, within
-from raycache.meta.overlay import (
-    Entry,
-    Upper,
-    hide_gone,
-    listed_row,
-    look_again,
-    read_entry,
-    read_upper,
-    settled,
-    written,
-)
+from raycache.meta.overlay import Entry, Upper, listed_row, look_again, read_entry, read_upper, settled, written
 from raycache.meta.versions import next_version
 from raycache.ufs.sources import Sources
 
@@ -98,7 +88,7 @@ class Merging:
                 _drop(db, now.upper, each, self._now_ns())
             if opens:
                 _open(db, now.upper)
-            settled(db, now.upper)
+            settled(db, upper)
             if packed is None or new is None:
                 if old is None or stored_version(db, dir_id) != old.directory.version:
                     raise _Again  # nothing is new beside what was published meanwhile, which may be outdated
@@ -108,7 +98,6 @@ class Merging:
             saved = save_listed(db, packed, request_id)
             if saved is None:
                 raise _Again
-            hide_gone(db, upper)
             return Manifest(saved, new.columns)
         return None
 

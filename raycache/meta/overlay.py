@@ -113,22 +113,18 @@ def read_entry(db: Connection, upper: Upper, name: bytes) -> Entry | None:
 
 
 def settled(db: Connection, upper: Upper) -> None:
-    """A manifest that shows a directory as it was read is stored; part of that transaction."""
-    db.execute("DELETE FROM touched WHERE dir_id = ? AND changes = ?", (upper.dir_id, upper.changes))
+    """A manifest that shows a directory as it was read is stored; part of that transaction.
 
-
-def hide_gone(db: Connection, upper: Upper) -> None:
-    """Hide the directories that a version shows and that went while it was made of ``upper``: part of the transaction
-    that stores it. When they went nobody had been shown them, so that no more was left of them than their absence, and
-    of the rows of directories none tells whether the source has it: without this they would be back for good."""
-    if upper.opaque:
-        return  # then no row stays that the tree has not
-    changes = db.execute("SELECT changes FROM touched WHERE dir_id = ?", (upper.dir_id,)).fetchone()
-    if changes is not None and changes[0] == upper.changes:
-        return
+    Directories that have gone since are hidden. When they went nobody had been shown them, so that no more was left of
+    them than their absence, and no row of a directory tells whether the source has it: they would be back for good.
+    """
+    shown = db.execute("DELETE FROM touched WHERE dir_id = ? AND changes = ?", (upper.dir_id, upper.changes))
+    folders = [each.name for each in upper.entries if each.is_dir]
+    if shown.rowcount or upper.opaque or not folders:
+        return  # nothing has changed since; or no row stays that the tree has not
     parent = directory_ino(upper.dir_id)
     here = {name for (name,) in db.execute("SELECT name FROM entries WHERE parent = ?", (parent,))}
-    gone = [(parent, each.name) for each in upper.entries if each.is_dir and each.name not in here]
+    gone = [(parent, name) for name in folders if name not in here]
     db.executemany("INSERT INTO entries VALUES (?, ?, NULL)", gone)
 
 

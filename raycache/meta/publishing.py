@@ -26,7 +26,7 @@ from raycache.core.listing import Beside, append
 from raycache.core.manifest import Manifest
 from raycache.errors import InvalidInput, Unavailable
 from raycache.meta.catalog import Catalog, Listed, save_listed, stored_version
-from raycache.meta.overlay import Upper, beside, hide_gone, read_upper, settled, written
+from raycache.meta.overlay import Upper, beside, read_upper, settled, written
 from raycache.meta.versions import next_version
 
 REST = 9
@@ -170,7 +170,6 @@ class Publisher:
                     continue
                 if listed is not None:
                     save_listed(db, listed)
-                    hide_gone(db, upper)
                     self.published += 1
                 settled(db, upper)
         ended = self._clock()
