@@ -98,12 +98,10 @@ class Names:
         # A name without our prefix and suffix has no place here, whatever is between.
         same: NDArray[np.bool_] = (at[rows + 1] - begins == lengths) & self._fits(wanted, which)
         lengths = np.where(same, lengths, 0)
-        before = np.cumsum(lengths) - lengths
-        steps = np.arange(int(lengths.sum()))
-        ours = np.frombuffer(self._bytes, np.uint8)[np.repeat(begins - before, lengths) + steps]
-        theirs = wanted.bytes[np.repeat(wanted.begins[which] + len(self._prefix) - before, lengths) + steps]
+        ours = np.frombuffer(self._bytes, np.uint8)[_runs(begins, lengths)]
+        theirs = wanted.bytes[_runs(wanted.begins[which] + len(self._prefix), lengths)]
         wrong = np.flatnonzero(ours != theirs)
-        same[np.searchsorted(before + lengths, wrong, side="right")] = False
+        same[np.searchsorted(np.cumsum(lengths), wrong, side="right")] = False
         return same
 
     def _fits(self, wanted: Wanted, which: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -263,39 +261,47 @@ class Index:
         return len(self._slots)
 
     def candidates(self, name: bytes) -> list[int]:
-        """Rows whose hash agrees with a name's as far as it is kept: the one that has it, and seldom others."""
+        """Rows whose hash agrees with a name's as far as it is kept: the one that has it, and seldom others. The newest
+        first, as what is before it may be its tombstones."""
         wanted = name_hash(name)
         bucket = (wanted >> 32) * self._buckets >> 32
         start, stop = self._starts[bucket], self._starts[bucket + 1]
         prints, byte = bytes(self._prints[start:stop]), wanted & 0xFF
         found: list[int] = []
-        at = prints.find(byte)
+        at = prints.rfind(byte)
         while at >= 0:
             found.append(self._slots[start + at])
-            at = prints.find(byte, at + 1)
+            at = prints.rfind(byte, 0, at)
         return found
 
     def first_match(self, names: Names, wanted: Wanted, is_dead: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Row of each wanted name, -1 where there is none. ``is_dead``: one flag per row, None when all live."""
-        count = len(wanted.lengths)
-        found = np.full(count, -1, np.int64)
-        starts, slots, stored = (np.asarray(view) for view in (self._starts, self._slots, self._prints))
+        found = np.full(len(wanted.lengths), -1, np.int64)
+        starts = np.asarray(self._starts)
         buckets = _buckets_of(wanted.hashes, self._buckets).astype(np.int64)
+        begins = starts[buckets].astype(np.int64)
+        lengths = starts[buckets + 1] - begins
         prints = (wanted.hashes & np.uint64(0xFF)).astype(np.uint8)
-        at, stop = starts[buckets].astype(np.int64), starts[buckets + 1].astype(np.int64)
-        left = np.arange(count)
-        while True:  # as often as the fullest bucket has rows: a dozen or two
-            left = left[(at[left] < stop[left]) & (found[left] < 0)]
-            if not len(left):
-                return found
-            here = at[left]
-            hits = stored[here] == prints[left]
-            which, rows = left[hits], slots[here[hits]].astype(np.int64)
-            right = names.match(rows, wanted, which)
+        # All slots of all buckets side by side, and no more than that at once: a name that was written over a
+        # thousand times has a thousand tombstones in its bucket.
+        parts = np.flatnonzero(np.diff(np.cumsum(lengths) // _STEP, prepend=0))
+        for some in np.split(np.arange(len(found)), parts):
+            slots, which = _runs(begins[some], lengths[some]), np.repeat(some, lengths[some])
+            hits = np.flatnonzero(np.asarray(self._prints)[slots] == prints[which])
+            rows = np.asarray(self._slots)[slots[hits]].astype(np.int64)
             if is_dead is not None:
-                right &= ~is_dead[rows]
+                live = ~is_dead[rows]
+                rows, hits = rows[live], hits[live]
+            which = which[hits]
+            right = names.match(rows, wanted, which)
             found[which[right]] = rows[right]
-            at[left] += 1
+        return found
+
+
+def _runs(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers that follow one another from each beginning, as many as it has, one run behind the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(begins - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def name_hash(name: bytes) -> int:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from listings import BLOCK_BYTES, DIRECTORY, GENERATIONS, LISTINGS, Entry, appended, built
 
 from raycache.core import archive
+from raycache.core import columns as columns_module
 from raycache.core import manifest as manifest_module
 from raycache.core.manifest import Manifest
 from raycache.core.values import BlockPlan
@@ -81,6 +82,21 @@ def test_every_version_can_be_had_again(generations):
                 assert again.find_many([name])[0] == (-1 if then.find(name) is None else then.find(name))
             assert ids(again) == ids(then)
             assert list(again.live_rows(0, 100)) == list(then.rows())
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 14])
+def test_a_name_that_came_back_many_times_is_found_among_its_tombstones(monkeypatch, step):
+    monkeypatch.setattr(columns_module, "_STEP", step)
+    manifest = built(TREE)
+    for version in range(60):
+        again = [Entry(name, False, 30, 1, f'"{version}"') for name in (b"a.jpg", b"large")]
+        manifest = appended(manifest, [*again, *TREE[1:4], TREE[5]])
+    wanted = [b"large", b"b.jpg", b"no such name", b"a.jpg", b"dir", b"large"]
+    assert [None if row is None else manifest.etag(row) for row in map(manifest.find, wanted)] == [
+        *('"59"', '"v1"', None, '"59"', "", '"59"')
+    ]
+    assert manifest.find_many(wanted).tolist() == [-1 if row is None else row for row in map(manifest.find, wanted)]
+    assert manifest.find_many([]).tolist() == []
 
 
 def test_mapped_buffer_is_not_copied():
