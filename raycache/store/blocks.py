@@ -21,7 +21,7 @@ from typing import Any
 
 from raycache.core.retention import Retention
 from raycache.core.scheduling import THREADS, Condition, Scheduler
-from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed
+from raycache.core.values import BlockPlan, Buffer, Failed, Fetch, Filed, Worker
 from raycache.errors import Changed, RaycacheError, Unavailable
 from raycache.store.contents import WrittenFiles
 from raycache.store.counters import Counters
@@ -341,7 +341,13 @@ class BlockStore:
                         return
                     self._work.wait(self._queue.pause_s)
                     job = self._queue.next(self._scheduler.monotonic())
-            self._fetch_part(job)
+                owner = None if job.flight.direct else self._parts.owner(job.flight.plan)
+                numbers = [job.number] if owner is not None else self._with_written(job.flight, job.number)
+            self._fetch_parts(job, owner, numbers)
+
+    def _with_written(self, flight: Flight, number: int) -> list[int]:
+        """A part, and with one of a written file the others of the block: they are one call to the master."""
+        return [number, *flight.begin_written()] if flight.plan.parts[number].is_written else [number]
 
     def _next(self, flights: deque[Flight], there: Condition) -> Flight | None:
         """The next one of a queue, waited for; None at the end."""
@@ -391,16 +397,14 @@ class BlockStore:
             self._complete.append(flight)
             self._seals.notify()
 
-    def _fetch_part(self, job: Job) -> None:
-        """Fetch a part, and with one of a written file the others of the block: they are one call to the master."""
+    def _fetch_parts(self, job: Job, owner: Worker | None, numbers: Sequence[int]) -> None:
+        """Fetch parts that were begun: one through the worker that owns the block, or those that are one call."""
         flight, number, _ = job
-        plan, numbers = flight.plan, [number]
-        owner = None if flight.direct else self._parts.owner(plan)
-        through = None if owner is None else self._parts.through(owner, plan, number)
-        if through is None and plan.parts[number].is_written:
+        through = None if owner is None else self._parts.through(owner, flight.plan, number)
+        if owner is not None and through is None:
             with self._lock:
-                numbers += flight.begin_written()
-        came = [through] if through is not None else self._parts.read(plan, numbers)
+                numbers = self._with_written(flight, number)
+        came = [through] if through is not None else self._parts.read(flight.plan, numbers)
         with self._lock:
             self._queue.done(job, elsewhere=came[0].where is not Where.SOURCE)
             self._counters.peer_failures += owner is not None and through is None

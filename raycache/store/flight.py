@@ -110,11 +110,12 @@ class Flight:
         return None
 
     def begin_written(self) -> list[int]:
-        """Begin all parts of written files that nobody took, where the whole block is wanted."""
-        if not self.filling or self.pulling:
+        """Begin the parts of written files that readers wait for; where the whole block is wanted, all that nobody
+        took."""
+        if self.pulling:
             return []
-        written = (number for number, part in enumerate(self.plan.parts) if part.is_written)
-        return [number for number in written if self.begin(number)]
+        wanted = range(len(self.plan.parts)) if self.filling else list(self._states)
+        return [number for number in wanted if self.plan.parts[number].is_written and self.begin(number)]
 
     def arrived(self, number: int, data: Buffer) -> None:
         """A part is here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from raycache.client import asking
 from raycache.core.inode import Content, Extent, Segment, Verb
 from raycache.core.values import Failed
 from raycache.errors import Changed, Unavailable
@@ -44,11 +46,9 @@ def body(number: int) -> bytes:
     return random.Random(number).randbytes(number % 400)
 
 
-def test_a_pack_of_a_thousand_files_is_one_question_and_one_call_to_each_worker_that_has_some(
-    cache: InProcessCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {f"{number:04d}": body(number) for number in range(COUNT)}
-    write(cache, files)
+@pytest.fixture
+def questions(cache: InProcessCache, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many files the workers ask the master at a time what they are made of."""
     asked: list[int] = []
     contents = cache.metadata.tree.contents
 
@@ -58,28 +58,44 @@ def test_a_pack_of_a_thousand_files_is_one_question_and_one_call_to_each_worker_
 
     for store in cache.pool.stores.values():
         monkeypatch.setattr(store._parts._written, "_resolve", counted)
+    # No worker is so slow that another is asked what it was asked, however busy the machine is.
+    monkeypatch.setattr(asking, "SILENT_SHARE", math.inf)
+    return asked
+
+
+def read(cache: InProcessCache, names: list[str]) -> list[bytes]:
+    """By a client that holds nothing."""
+    return list(map(bytes, cache.view().read_many([f"raycache://data/{name}" for name in names])))
+
+
+def test_a_pack_of_a_thousand_files_is_one_question_and_one_call_to_each_worker_that_has_some(
+    cache: InProcessCache, questions: list[int]
+) -> None:
+    files = {f"{number:04d}": body(number) for number in range(COUNT)}
+    write(cache, files)
     cache.segment_calls.calls = 0
-    found = cache.view().read_many([f"raycache://data/{name}" for name in files])
-    assert [bytes(each) for each in found] == list(files.values())
+    assert read(cache, list(files)) == list(files.values())
     filled = sum(bool(data) for data in files.values())
-    assert asked == [filled]
+    assert questions == [filled]
     assert cache.segment_calls.calls <= 1
-    again = cache.view().read_many([f"raycache://data/{name}" for name in files])
-    assert [bytes(each) for each in again] == list(files.values())
-    assert asked == [filled], "what is held is not asked for"
+    assert read(cache, list(files)) == list(files.values())
+    assert questions == [filled], "what is held is not asked for"
 
 
-def test_a_load_of_a_block_is_one_question(cache: InProcessCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(cache, {f"{number:04d}": body(number) for number in range(COUNT)})
-    questions = []
-    contents = cache.metadata.tree.contents
-
-    def counted(wanted: Any) -> Any:
-        questions.append(len(wanted))
-        return contents(wanted)
-
+def test_files_of_a_block_that_nobody_keeps_are_one_question(cache: InProcessCache, questions: list[int]) -> None:
+    files = {f"{number:04d}": body(number) for number in range(COUNT)}
+    write(cache, files)
     for store in cache.pool.stores.values():
-        monkeypatch.setattr(store._parts._written, "_resolve", counted)
+        store.tiers.set_memory_quota(0, write_down=False)
+    cache.segment_calls.calls = 0
+    some = random.Random(3).sample([name for name, data in files.items() if data], 200)
+    assert read(cache, some) == [files[name] for name in some]
+    assert questions == [200]
+    assert cache.segment_calls.calls <= 1
+
+
+def test_a_load_of_a_block_is_one_question(cache: InProcessCache, questions: list[int]) -> None:
+    write(cache, {f"{number:04d}": body(number) for number in range(COUNT)})
     cache.segment_calls.calls = 0
     manifest = cache.namespace.entry("raycache://data").manifest
     cache.reader.expect([(manifest, block) for block in range(manifest.block_count)])
