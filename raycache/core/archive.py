@@ -1,7 +1,8 @@
 """A manifest as bytes: to be mapped by readers, or to be kept.
 
 Both are an Arrow IPC stream of one row of lists. What is mapped has all that a reader needs at once; what is kept is
-zstd-compressed and leaves out what can be made again: the index, and running totals in place of sizes.
+zstd-compressed unless it is small, and leaves out what can be made again: the index, and running totals in place of
+sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from raycache.core.manifest import Columns, Directory, Manifest
 from raycache.errors import InvalidInput
 
 FORMAT = b"2"
+SMALL_ROWS = 50
+"""Up to so many rows compression makes what is kept larger, and takes five times as long."""
 _SIZE_BYTES = 8
 _COLUMNS = {
     "names": pa.binary(),
@@ -52,7 +55,7 @@ def to_kept(manifest: Manifest) -> pa.Buffer:
     planes = np.diff(manifest.columns.ends).view(np.uint8).reshape(manifest.row_count, _SIZE_BYTES).T
     stored["size_planes"] = pa.array(np.ascontiguousarray(planes).reshape(-1))
     stored["ends"] = stored["ends"].slice(0, 0)
-    return _write(manifest, stored, "zstd")
+    return _write(manifest, stored, "zstd" if manifest.row_count > SMALL_ROWS else None)
 
 
 def from_bytes(buffer: Any) -> Manifest:

@@ -32,6 +32,8 @@ from raycache.core.values import BlockPlan, Part
 
 PART_BYTES = 4 * 2**20
 """Longest request to an under file system: large files are fetched as concurrent ranges of this size."""
+FEW = 32
+"""So many names are found sooner one by one: 3 us for one, 100 us for any number together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,9 @@ class Manifest:
 
     def find_many(self, names: Sequence[bytes]) -> NDArray[np.int64]:
         """Row of the live entry of each name, -1 where there is none."""
+        if len(names) <= FEW:
+            rows = map(self.find, names)
+            return np.fromiter((-1 if row is None else row for row in rows), np.int64, len(names))
         is_gone = None
         if len(self._dead_rows) or self.row_count < len(self.columns.names):
             is_gone = np.zeros(len(self.columns.names), bool)

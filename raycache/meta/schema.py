@@ -33,7 +33,7 @@ CREATE TABLE directories (
 CREATE TABLE manifests (
     dir_id  INTEGER PRIMARY KEY,          -- a directory without a row here has not been listed yet
     version INTEGER NOT NULL,             -- from 1, higher with each change
-    body    BLOB NOT NULL,                -- Arrow IPC of core.manifest, zstd
+    body    BLOB NOT NULL,                -- see core.archive
     changed INTEGER NOT NULL              -- 0 for a first version, else higher than any before it
 );
 CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
@@ -42,7 +42,7 @@ CREATE INDEX manifests_by_change ON manifests (changed) WHERE changed > 0;
 _SCALE = """
 CREATE TABLE bodies (
     body_id  INTEGER PRIMARY KEY,         -- a table of their own: to publish a tree moves ids, and no bodies
-    body     BLOB NOT NULL,               -- see core.archive, zstd
+    body     BLOB NOT NULL,               -- see core.archive
     checksum INTEGER NOT NULL             -- xxh3_64 of body, as a signed number: damage is found, not decoded
 );
 

@@ -31,7 +31,7 @@ from raycache.testing.inprocess import InProcessCache
 
 SEQUENCES = int(os.environ.get("RAYCACHE_API_SEQUENCES", "900"))
 SEED = int(os.environ.get("RAYCACHE_API_SEED", "0")) or random.SystemRandom().randrange(2**32)
-PER_CACHE = 200
+PER_CACHE = 50
 """Examples after which there is a new cache: what was removed is remembered for a while."""
 
 BEGIN = {"a": some_bytes(10_000, 1), "b/a": b"few", "b/c/a": b""}

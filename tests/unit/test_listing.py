@@ -10,6 +10,7 @@ from listings import BLOCK_BYTES, DIRECTORY, ETAGS, GENERATIONS, LISTINGS, Entry
 from raycache.core import columns
 from raycache.core import listing as listing_module
 from raycache.core.listing import compare, new_directories, prepare_listing
+from raycache.core.manifest import FEW
 
 HASHES = pytest.mark.parametrize(
     "name_hash", [None, lambda _: 5, lambda name: len(name) % 2], ids=["xxhash", "one hash", "two hashes"]
@@ -54,7 +55,9 @@ def check(manifest, entries):
     assert manifest.file_count == sum(not entry.is_dir for entry in model.values())
     absent = [name for name in (b"no such name", b"", b"x" * 256, b"sub/a") if name not in model]
     wanted = [*model, *absent]
-    assert manifest.find_many(wanted).tolist() == [*map(manifest.find, model), *[-1] * len(absent)]
+    found = [*map(manifest.find, model), *[-1] * len(absent)]
+    assert manifest.find_many(wanted).tolist() == found
+    assert manifest.find_many(wanted * FEW).tolist() == found * FEW
 
 
 @given(LISTINGS)
