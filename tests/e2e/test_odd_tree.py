@@ -76,8 +76,10 @@ def test_every_file_is_identical_through_mount_fsspec_and_read_many(
         assert sorted(os.listdir(mountpoint / "empty-dir")) == []
         assert (mountpoint / "both").is_dir()
         assert differences_to_readers(str(mountpoint), sums) == []
+        # Again, out of the cache; of the many a tenth, since read_many will see them all.
         drop_pages(mountpoint)
-        assert differences_to_readers(str(mountpoint), sums) == []
+        again = {path: digest for at, (path, digest) in enumerate(sums.items()) if "many/" not in path or at % 10 == 0}
+        assert differences_to_readers(str(mountpoint), again) == []
 
         uris = [f"s3://{bucket}/{path}" for path in sums if path != "large.bin"]
         for start in range(0, len(uris), 5000):
