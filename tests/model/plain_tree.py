@@ -141,13 +141,13 @@ class PlainTree:
     def rename(self, old: Path, new: Path, flags: int) -> Node:
         """As renameat2(2)."""
         folder, to_folder, node = self.folder(old[:-1]), self.folder(new[:-1]), self.get(old)
-        if node.kind == "dir" and any(other is to_folder for _, other in self.walk(node)):
-            raise Fails(errno.EINVAL)
         target = to_folder.entries.get(new[-1])
         if flags == EXCHANGE and target is None:
             raise Fails(errno.ENOENT)
         if flags == NOREPLACE and target is not None:
-            raise Fails(errno.EEXIST)
+            raise Fails(errno.EEXIST)  # as Linux says also where it would be moved into itself
+        if node.kind == "dir" and any(other is to_folder for _, other in self.walk(node)):
+            raise Fails(errno.EINVAL)
         if target is node:
             return node
         if flags == EXCHANGE and target is not None:
