@@ -243,9 +243,9 @@ class Ledger:
             left_bytes = self._accounts.left_bytes(group.dataset)
             if left_bytes is not None and left_bytes < 0:
                 over = -left_bytes - sum(self._held[one].size_bytes for one in found if one in group.blocks)
-                for block_id in chain(group.spares, group.policy.victims()):
-                    if over <= 0 or len(found) >= limit:
-                        break
+                blocks = chain(group.spares, group.policy.victims())
+                # Not one more than is needed is asked for: a policy takes whom it names for gone.
+                while over > 0 and len(found) < limit and (block_id := next(blocks, None)) is not None:
                     if block_id not in found:
                         found.append(block_id)
                         over -= group.blocks[block_id].size_bytes

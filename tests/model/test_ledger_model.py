@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from raycache.core.eviction import Sieve
 from raycache.core.retention import Retention
 from raycache.core.values import Origin
 from raycache.store.accounts import Accounts
@@ -322,15 +323,19 @@ class LedgerMachine(RuleBasedStateMachine):
                 and not block.leaving
                 and not self.pinned(block_id, block.origin)
             }
+            mixed = {tier.blocks[block_id].origin.dataset for block_id in due}
             gone: set[bytes] = set()
             while named := tier.ledger.surplus(self.now, 3):
                 assert len(named) == len(set(named)) <= 3
                 for block_id in named:
                     block = tier.blocks[block_id]
-                    quota = self.retention(block.origin.dataset).quota_bytes
-                    is_over = quota is not None and self.used_of(block.origin.dataset) > quota
+                    name = block.origin.dataset
+                    quota = self.retention(name).quota_bytes
+                    is_over = quota is not None and self.used_of(name) > quota
                     assert block_id in due or is_over
                     assert block.spare or not self.pinned(block_id, block.origin)
+                    if name not in mixed and not block.spare:
+                        assert block_id == self.next_victim(tier, name, tier.order[name])
                     self.remove(tier, block_id)
                     gone.add(block_id)
             assert due <= gone
@@ -339,7 +344,17 @@ class LedgerMachine(RuleBasedStateMachine):
                     block.read_at = self.now
             for name in DATASETS:
                 tier.recent[name] = self.order_in(tier, name)
+                if name in mixed:
+                    self.follow_hand(tier, name)
             self.after_surplus(tier)
+
+    def follow_hand(self, tier: Tier, name: str) -> None:
+        """Where some blocks go as they are too old and others as they are too many, the order is the ledger's own."""
+        group = tier.ledger._groups.get(name)
+        if group is not None and isinstance(group.policy, Sieve):
+            tier.hand[name] = group.policy._hand.block_id if group.policy._hand else None
+            for block_id, node in group.policy._nodes.items():
+                tier.blocks[block_id].visited = node.visited
 
     def order_in(self, tier: Tier, name: str) -> list[bytes]:
         """What the ledger looked at and left is behind the rest."""
